@@ -1,0 +1,24 @@
+"""gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
+
+from gflow import curvature, flows, losses, observe, stop
+from gflow._compare import Comparison, compare
+from gflow._descend import descend
+from gflow._integrate import integrate
+from gflow._problem import Problem
+from gflow._trajectory import FlowError, Trajectory, load
+
+__all__ = [
+    "Comparison",
+    "FlowError",
+    "Problem",
+    "Trajectory",
+    "compare",
+    "curvature",
+    "descend",
+    "flows",
+    "integrate",
+    "load",
+    "losses",
+    "observe",
+    "stop",
+]

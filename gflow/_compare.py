@@ -1,0 +1,176 @@
+"""Flow and descent on one clock."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from gflow import _tree
+from gflow._descend import check_learning_rate, descent_run
+from gflow._integrate import flow_run
+from gflow._problem import Problem
+from gflow._trajectory import FlowError, Trajectory
+from gflow.observe import AbstractObservable, Sharpness, as_observables
+
+
+class Comparison(eqx.Module):
+    """Gradient flow and a descent from the same start, recorded at the same times t = ηk.
+
+    **Attributes:**
+
+    - `flow`, `descent`: the two [`gflow.Trajectory`][]s, with `sharpness` among their records.
+    - `step`: the step number k of each record.
+    - `distance`: ‖θ_descent − θ_flow‖ / ‖θ_flow − θ(0)‖ at each record, 0 at the start.
+    - `learning_rate`: η.
+    - `threshold`: the sharpness above which the descent is linearly unstable, 2/η for plain gradient
+        descent; `None` where it isn't known for the optimiser.
+    - `crossing`: the first recorded step of the descent with sharpness above the threshold, `None` if
+        never.
+    - `onset`: the first step from the crossing on at which the loss rises, `None` if never.
+    """
+
+    flow: Trajectory
+    descent: Trajectory
+    step: np.ndarray
+    distance: Float[np.ndarray, " records"]
+    learning_rate: float
+    threshold: float | None
+
+    @property
+    def crossing(self) -> int | None:
+        """First recorded step with sharpness > threshold."""
+        if self.threshold is None:
+            return None
+        above = np.flatnonzero(self.descent["sharpness"] > self.threshold)
+        return int(self.step[above[0]]) if len(above) else None
+
+    @property
+    def onset(self) -> int | None:
+        """First step k from the crossing on with L(θ_k) > L(θ_{k−1})."""
+        if self.crossing is None or self.descent.step_loss is None:
+            return None
+        first = max(self.crossing, 1)
+        rises = np.flatnonzero(np.diff(self.descent.step_loss)[first - 1 :] > 0)
+        return int(rises[0]) + first if len(rises) else None
+
+    def __repr__(self) -> str:
+        def step(value):
+            return "never" if value is None else f"step {value} (t = {value * self.learning_rate:.6g})"
+
+        threshold = "not known" if self.threshold is None else f"{self.threshold:.6g}"
+        lines = [
+            f"Comparison at learning rate {self.learning_rate:.6g}",
+            f"  threshold {threshold}",
+            f"  crossing  {step(self.crossing)}",
+            f"  onset     {step(self.onset)}",
+        ]
+        if len(self.distance):
+            lines.append(f"  distance  {self.distance[-1]:.4g} of the flow's displacement at the end")
+        for name, path in (("flow", self.flow), ("descent", self.descent)):
+            lines += [f"  {name}:", *("    " + line for line in repr(path).splitlines())]
+        return "\n".join(lines)
+
+
+def compare(
+    model: Callable | PyTree,
+    data: PyTree,
+    *,
+    learning_rate: float,
+    t_max: float,
+    optimizer: optax.GradientTransformation | None = None,
+    loss: Callable | None = None,
+    trainable: PyTree | Callable[[Any], bool] | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-7,
+    save_every: int | None = None,
+    observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
+    chunk_size: int | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Comparison:
+    """Runs gradient flow and descent side by side, recorded at the same times t = ηk.
+
+    The two are driven in turn, so that no more than one set of parameters of each is in memory.
+
+    **Arguments:**
+
+    - `model`, `data`, `loss`, `trainable`, `chunk_size`: as for [`gflow.Problem`][].
+    - `learning_rate`: η.
+    - `t_max`: the horizon; the descent makes ⌊t_max/η⌋ steps, and the flow ends at η times as many.
+    - `optimizer`: an optax transformation whose step is worth `learning_rate` in time; by default plain
+        gradient descent.
+    - `solver`, `rtol`, `atol`: of the flow, as for [`gflow.integrate`][].
+    - `save_every`: record every so many steps; by default every step, or about 500 records if there are
+        more steps.
+    - `observe`: what to record besides loss, gradient norm and sharpness.
+    - `progress`, `throw`: as for [`gflow.integrate`][].
+
+    **Returns:** a [`gflow.Comparison`][].
+
+    **Raises:** `ValueError` for arguments that make no sense; [`gflow.FlowError`][] if one of the two
+    runs fails. The error carries that run as `trajectory`, and with `throw=False` the comparison up to
+    there is returned.
+    """
+    rate = check_learning_rate("learning_rate", learning_rate)
+    if not isinstance(t_max, (int, float, np.number, jnp.ndarray)) or not 0 < t_max < math.inf:
+        raise ValueError(f"t_max must be a positive finite time, but {t_max!r} came.")
+    if t_max < rate:
+        raise ValueError(
+            f"t_max must be at least one learning rate, {rate:.6g}, but {float(t_max):.6g} came; "
+            "there would be no step to compare."
+        )
+    steps = math.floor(float(t_max) / rate * (1 + 1e-9))
+    save_every = math.ceil(steps / 500) if save_every is None else save_every
+    observables = as_observables(observe)
+    if all(item.name != "sharpness" for item in observables):
+        observables = (*observables, Sharpness())
+    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    descent = descent_run(
+        problem,
+        rate if optimizer is None else optimizer,
+        steps,
+        learning_rate=rate,
+        save_every=save_every,
+        observe=observables,
+    )
+    flow = flow_run(
+        problem,
+        rate * steps,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        save_at=descent.times,
+        observe=observables,
+        progress=progress,
+    )
+    distance = []
+    for there, here in zip_longest(flow, descent):
+        if there is not None and here is not None:
+            distance.append(_distance(here, there, problem.params))
+    result = Comparison(
+        flow=flow.trajectory(throw=False),
+        descent=descent.trajectory(throw=False),
+        step=np.rint(np.asarray(descent.t) / rate).astype(int),
+        distance=np.asarray(distance, dtype=np.float64),
+        learning_rate=rate,
+        threshold=2 / rate if optimizer is None else None,
+    )
+    for run in (result.flow, result.descent):
+        if throw and not run.ok and run.status != "interrupted":
+            raise FlowError(run)
+    return result
+
+
+@eqx.filter_jit
+def _distance(here: PyTree[Array], there: PyTree[Array], start: PyTree[Array]) -> Float[Array, ""]:
+    apart = _tree.norm(_tree.subtract(here, there))
+    moved = _tree.norm(_tree.subtract(there, start))
+    return jnp.where(apart == 0, 0, apart / moved)

@@ -1,0 +1,418 @@
+"""Descent with a finite step: what an optimiser really does."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from gflow import _tree
+from gflow._problem import Problem
+from gflow._stepper import (
+    DIVERGED,
+    NONFINITE,
+    RUNNING,
+    STOPPED,
+    AbstractPath,
+    Position,
+    Run,
+    Watch,
+    loss_and_gradient_norm,
+)
+from gflow._trajectory import Trajectory
+from gflow.observe import AbstractObservable, as_observables
+from gflow.stop import AbstractStop
+
+# Losses of so many steps leave the compiled loop at once.
+_BUFFER = 4096
+# A loss this many times its start (and 1) is called divergence before it overflows.
+_RUNAWAY = 1e8
+
+
+class DescentState(eqx.Module):
+    """Everything a descent needs to go on: parameters, and the gradient for the next step."""
+
+    step: Int[Array, ""]
+    params: PyTree[Array]
+    optimizer_state: PyTree
+    loss: Float[Array, ""]
+    gradient: PyTree[Array]
+    order: Int[Array, " examples"] | None
+    scale: Float[Array, ""]
+    losses: Float[Array, " buffer"]
+    filled: Int[Array, ""]
+    code: Int[Array, ""]
+    sides: Float[Array, " stops"]
+    watched: PyTree
+    watch_hvps: Int[Array, ""]
+
+
+class DescentPath(AbstractPath):
+    """Steps of an optimiser as a path: positions are step numbers."""
+
+    problem: Problem
+    watch: Watch
+    optimizer: optax.GradientTransformation | Float[Array, ""]
+    minibatch: int | None = eqx.field(static=True)
+    replace: bool = eqx.field(static=True)
+    check_every: Int[Array, ""]
+    key: Key[Array, ""]
+
+    @eqx.filter_jit
+    def start(self):
+        """Nothing done yet, except the first gradient."""
+        params = self.problem.params
+        zero = jnp.array(0)
+        order = None if self.minibatch is None or self.replace else self._shuffle(zero)
+        loss, gradient = self._batch(zero, order).value_and_gradient(params)
+        sides, watched = self.watch.start(self.problem, params)
+        state = DescentState(
+            step=zero,
+            params=params,
+            optimizer_state=self._transformation().init(params),
+            loss=loss,
+            gradient=gradient,
+            order=order,
+            scale=loss,
+            losses=jnp.zeros(_BUFFER, loss.dtype).at[0].set(loss),
+            filled=jnp.array(1),
+            code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
+            sides=sides,
+            watched=watched,
+            watch_hvps=zero,
+        )
+        return _tree.as_arrays(state)
+
+    @eqx.filter_jit
+    def advance(self, state, until, budget):
+        """Steps in one compiled loop."""
+        limit = state.step + jnp.minimum(budget, _BUFFER)
+        state = eqx.tree_at(lambda s: s.filled, state, jnp.zeros_like(state.filled))
+        dynamic, static = eqx.partition(state, eqx.is_array)
+
+        def going_on(dynamic):
+            now = eqx.combine(dynamic, static)
+            return (now.code == RUNNING) & (now.step < until) & (now.step < limit)
+
+        def step(dynamic):
+            after = _tree.as_arrays(self._step(eqx.combine(dynamic, static)))
+            return eqx.filter(after, eqx.is_array)
+
+        return eqx.combine(jax.lax.while_loop(going_on, step, dynamic), static)
+
+    def _step(self, now: DescentState) -> DescentState:
+        """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
+        params, optimizer_state = self._propose(now)
+        step = now.step + 1
+        order = now.order
+        if self.minibatch is not None and not self.replace:
+            first = step % (self.problem.examples // self.minibatch) == 0
+            order = jax.lax.cond(first, lambda: self._shuffle(step), lambda: now.order)
+        loss, gradient = self._batch(step, order).value_and_gradient(params)
+        finite = jnp.isfinite(loss) & _tree.all_finite(gradient) & _tree.all_finite(params)
+        code = jnp.where(finite, RUNNING, NONFINITE)
+        watched, watch_hvps = now.watched, now.watch_hvps
+        if self.watch:
+            known = {}
+            if self.minibatch is None:
+                known = {"loss": loss, "gradient_norm": _tree.norm(gradient)}
+            margins, watched, hvps = jax.lax.cond(
+                finite & (step % self.check_every == 0),
+                lambda: self.watch.margins(self.problem, params, now.sides, now.watched, known),
+                lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
+            )
+            code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
+            watch_hvps += hvps
+        made = (step, params, optimizer_state, loss, gradient, order)
+        before = (
+            now.step,
+            now.params,
+            now.optimizer_state,
+            now.loss,
+            now.gradient,
+            now.order,
+        )
+        step, params, optimizer_state, loss, gradient, order = _tree.where(finite, made, before)
+        runaway = loss > _RUNAWAY * jnp.maximum(jnp.abs(now.scale), 1)
+        return DescentState(
+            step=step,
+            params=params,
+            optimizer_state=optimizer_state,
+            loss=loss,
+            gradient=gradient,
+            order=order,
+            scale=now.scale,
+            losses=now.losses.at[now.filled].set(loss),
+            filled=now.filled + jnp.where(finite, 1, 0),
+            code=jnp.where((code == RUNNING) & runaway, DIVERGED, code),
+            sides=now.sides,
+            watched=watched,
+            watch_hvps=watch_hvps,
+        )
+
+    def _propose(self, now: DescentState) -> tuple[PyTree[Array], PyTree]:
+        """The parameters after one more update, and the optimiser's state."""
+        batch = self._batch(now.step, now.order)
+        updates, optimizer_state = self._transformation().update(
+            now.gradient,
+            now.optimizer_state,
+            now.params,
+            value=now.loss,
+            grad=now.gradient,
+            value_fn=batch.value,
+        )
+        return optax.apply_updates(now.params, updates), optimizer_state
+
+    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+        # plain descent is built here, so that another η is another number and not another program
+        plain = not isinstance(self.optimizer, optax.GradientTransformation)
+        return optax.with_extra_args_support(optax.sgd(self.optimizer) if plain else self.optimizer)
+
+    def _shuffle(self, step: Int[Array, ""]) -> Int[Array, " examples"]:
+        return jax.random.permutation(jax.random.fold_in(self.key, step), self.problem.examples)
+
+    def _batch(self, step: Int[Array, ""], order: Int[Array, " examples"] | None) -> Problem:
+        """The problem on the examples of this step."""
+        if self.minibatch is None:
+            return self.problem
+        n = self.problem.examples
+        if self.replace:
+            key = jax.random.fold_in(self.key, step)
+            chosen = jax.random.randint(key, (self.minibatch,), 0, n)
+        else:
+            start = step % (n // self.minibatch) * self.minibatch
+            chosen = jax.lax.dynamic_slice_in_dim(order, start, self.minibatch)
+        batch = jtu.tree_map(lambda x: x[chosen], self.problem.data)
+        return eqx.tree_at(lambda p: p.data, self.problem, batch, is_leaf=lambda x: x is None)
+
+    def where(self, state):
+        """The number of steps made."""
+        return Position(state.step, state.step, state.code)
+
+    def params(self, state, position):
+        """Those of the last step: a descent is nowhere in between."""
+        del position
+        return state.params
+
+    def locate(self, state):
+        """At the last step, where the condition was found to hold."""
+        margins = self._margins(state)
+        return int(state.step), int(np.argmin(margins))
+
+    @eqx.filter_jit
+    def _margins(self, state):
+        return self.watch.margins(self.problem, state.params, state.sides, state.watched)[0]
+
+    def measure(self, state, position, params):
+        """Known from the step itself, except for mini-batches."""
+        if self.minibatch is None:
+            return state.loss, _norm(state.gradient), 0
+        return *loss_and_gradient_norm(self.problem, params), 1
+
+    def shown(self, state):
+        """The step number."""
+        return {"step": str(int(state.step))}
+
+    def step_losses(self, state):
+        """One loss per step, starting with step 0."""
+        return np.asarray(state.losses)[: int(state.filled)]
+
+    def doubts(self, records):
+        """A descent that ends above its start."""
+        loss = records["loss"]
+        if loss[-1] > loss[0] and self.minibatch is None:
+            return [
+                f"the loss ended at {loss[-1]:.3g}, above its start at {loss[0]:.3g}: the learning rate "
+                "may be too large for this problem"
+            ]
+        return []
+
+    def explain(self, state, code, initial_loss):
+        """Tells divergence from a loss that turns NaN."""
+        step, loss = int(state.step), float(state.loss)
+        attempt, _ = eqx.filter_jit(DescentPath._propose)(self, state)
+        start, there = (float(_tree.norm(p)) for p in (self.problem.params, attempt))
+        if code == DIVERGED or loss > 10 * initial_loss or not there < 1e3 * (1 + start):
+            return "diverged", (
+                f"the descent diverged: at step {step} the loss was {loss:.3g}, after {initial_loss:.3g} "
+                "at the start, and the next step leads further away; use a smaller learning rate"
+            )
+        return "nonfinite", (
+            f"loss or gradient became NaN or infinite at step {step + 1}; the last finite state is "
+            "kept. Look for log, sqrt or a division at 0 in model and loss"
+        )
+
+    def stats(self, state):
+        """One gradient per step, and the one that the next step would use."""
+        steps = int(state.step)
+        full = self.minibatch is None
+        checks = steps // int(self.check_every) + 1
+        plain = not isinstance(self.optimizer, optax.GradientTransformation)
+        return {
+            "optimizer": "gradient descent" if plain else "optax transformation",
+            "steps": steps,
+            "rejected": 0,
+            "gradients": steps + 1 + (0 if full else self.watch.gradients() * checks),
+            "hvps": int(state.watch_hvps),
+        }
+
+
+_norm = eqx.filter_jit(_tree.norm)
+
+
+def descend(
+    model: Callable | PyTree,
+    data: PyTree,
+    optimizer: float | optax.GradientTransformation,
+    steps: int,
+    *,
+    learning_rate: float | None = None,
+    loss: Callable | None = None,
+    trainable: PyTree | Callable[[Any], bool] | None = None,
+    minibatch: int | None = None,
+    replace: bool = False,
+    save_every: int | None = None,
+    save_models: bool = False,
+    observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
+    stop: AbstractStop | Sequence[AbstractStop] = (),
+    chunk_size: int | None = None,
+    progress: bool = False,
+    throw: bool = True,
+    key: Key[Array, ""] | None = None,
+) -> Trajectory:
+    """Descends with finite steps: θ ← θ − η ∇L(θ), or any optax optimiser.
+
+    **Arguments:**
+
+    - `model`, `data`, `loss`, `trainable`, `chunk_size`: as for [`gflow.Problem`][].
+    - `optimizer`: the learning rate η of plain gradient descent, or any optax transformation. One that
+        needs the loss (a line search, Polyak's step) gets it; the evaluations of a line search are not
+        counted.
+    - `steps`: how many steps to make.
+    - `learning_rate`: what a step of an optax transformation is worth in flow time, t = learning_rate · k;
+        by default t = k. For plain descent it is η.
+    - `minibatch`: the number of examples per step of stochastic descent; by default all of them. Records
+        and stop conditions are always on all data, stop conditions only where a record is due.
+    - `replace`: whether mini-batches are drawn with replacement, independently at each step; by default
+        they run through one random permutation of the data after another (what is left over when
+        `minibatch` doesn't divide the number of examples is left out of that epoch).
+    - `save_every`: record every so many steps, and after the last one; by default about a hundred
+        times.
+    - `save_models`, `observe`, `stop`, `progress`, `throw`: as for [`gflow.integrate`][].
+    - `key`: a JAX random key for the mini-batches.
+
+    **Returns:** a [`gflow.Trajectory`][], which also has `step_loss`, the loss at every step.
+
+    **Raises:** `ValueError` for arguments that make no sense, [`gflow.FlowError`][] (carrying the partial
+    trajectory) if the run fails: "diverged" or "nonfinite". Ctrl-C returns the partial trajectory with
+    status "interrupted".
+    """
+    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    run = descent_run(
+        problem,
+        optimizer,
+        steps,
+        learning_rate=learning_rate,
+        minibatch=minibatch,
+        replace=replace,
+        save_every=save_every,
+        save_models=save_models,
+        observe=observe,
+        stop=stop,
+        progress=progress,
+        key=key,
+    )
+    for _ in run:
+        pass
+    return run.trajectory(throw)
+
+
+def descent_run(
+    problem: Problem,
+    optimizer: float | optax.GradientTransformation,
+    steps: int,
+    *,
+    learning_rate: float | None = None,
+    minibatch: int | None = None,
+    replace: bool = False,
+    save_every: int | None = None,
+    save_models: bool = False,
+    observe: Any = (),
+    stop: Any = (),
+    progress: bool = False,
+    key: Key[Array, ""] | None = None,
+) -> Run:
+    """The arguments of `descend`, checked, as a run that has not begun."""
+    _check_count("steps", steps)
+    if isinstance(optimizer, optax.GradientTransformation):
+        rate = 1.0 if learning_rate is None else check_learning_rate("learning_rate", learning_rate)
+    else:
+        rate = check_learning_rate("optimizer", optimizer)
+        if learning_rate is not None and learning_rate != rate:
+            raise ValueError(
+                f"learning_rate must not differ from the float given as optimizer ({rate:.6g}), but "
+                f"{learning_rate!r} came; leave it out, or pass an optax transformation."
+            )
+        optimizer = jnp.asarray(rate, problem.dtype)
+    if minibatch is not None:
+        _check_count("minibatch", minibatch)
+        if minibatch > problem.examples:
+            raise ValueError(
+                f"minibatch must be at most the number of examples, {problem.examples}, but "
+                f"{minibatch} came; leave it out for full-batch descent."
+            )
+        if key is None:
+            raise ValueError(
+                "key must be given with minibatch, as the randomness of the mini-batches; for example "
+                "key=jax.random.key(0)."
+            )
+    save_every = math.ceil(steps / 100) if save_every is None else save_every
+    _check_count("save_every", save_every)
+    observables = as_observables(observe)
+    path = DescentPath(
+        problem=problem,
+        watch=Watch(stop, observables, problem.dtype),
+        optimizer=optimizer,
+        minibatch=minibatch,
+        replace=bool(replace),
+        check_every=jnp.asarray(1 if minibatch is None else save_every),
+        key=jax.random.key(0) if key is None else key,
+    )
+    positions = np.append(np.arange(0, steps, save_every), steps)
+    return Run(
+        path,
+        positions.tolist(),
+        time=lambda step: rate * step,
+        times=(rate * positions).tolist(),
+        end=steps,
+        observables=observables,
+        save_models=save_models,
+        max_steps=steps,
+        progress=progress,
+    )
+
+
+def check_learning_rate(name: str, value: Any) -> float:
+    """`value` as a learning rate, or `ValueError`."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"{name} must be a positive finite learning rate"
+            + (" or an optax transformation" if name == "optimizer" else "")
+            + f", but {value!r} came."
+        )
+    return rate
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, but {value!r} came.")

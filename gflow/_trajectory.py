@@ -1,0 +1,288 @@
+"""What both verbs return: the records along a path, the final model, and how the run went."""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Float, PyTree, Shaped
+
+_FORMAT = 1
+
+
+class Trajectory(eqx.Module):
+    """A path through parameter space: what was recorded along it, where it ended, and how.
+
+    **Attributes:**
+
+    - `t`: flow times of the records, shape (records,). For a descent t = learning_rate · step.
+    - `records`: dictionary from names to arrays with one row per record; `trajectory["name"]` looks up
+        there. `loss` and `gradient_norm` are always recorded.
+    - `model`: the model at the last record.
+    - `models`: the model at every record, trainable leaves stacked along a leading axis; `None` unless
+        the run was asked for `save_models=True`.
+    - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
+        flow.
+    - `status`: "success" (the horizon was reached), "stopped" (a stop condition held), or what went
+        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "interrupted".
+    - `reason`: one sentence that explains the status.
+    - `warnings`: sentences on what may make the result untrustworthy.
+    - `stats`: `solver` (or `optimizer`), `steps` (attempted), `rejected`, `gradients` and `hvps` (all
+        that were evaluated, those of the records included), `record_gradients` and `record_hvps` (the
+        part of them spent on records and stop conditions), `seconds` (wall time of the call) and
+        `compile_seconds` (the part of it spent on tracing and compiling). `gradients` is `None` where
+        a solver doesn't tell how many it used.
+    """
+
+    t: Float[np.ndarray, " records"]
+    records: dict[str, Shaped[np.ndarray, "records ..."]]
+    model: PyTree
+    models: PyTree | None
+    step_loss: Float[np.ndarray, " steps"] | None
+    status: str = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+    warnings: tuple[str, ...] = eqx.field(static=True)
+    stats: dict[str, Any] = eqx.field(static=True)
+
+    @property
+    def loss(self) -> Float[np.ndarray, " records"]:
+        """L(θ) at each record."""
+        return self.records["loss"]
+
+    @property
+    def gradient_norm(self) -> Float[np.ndarray, " records"]:
+        """‖∇L(θ)‖₂ at each record."""
+        return self.records["gradient_norm"]
+
+    @property
+    def s(self) -> Float[np.ndarray, " records"]:
+        """The variable of the run's clock at each record; equal to `t` in plain time."""
+        return self.t
+
+    @property
+    def log_t(self) -> Float[np.ndarray, " records"]:
+        """log t at each record, −∞ at t = 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.t)
+
+    @property
+    def ok(self) -> bool:
+        """True if the run reached its horizon or a stop condition."""
+        return self.status in ("success", "stopped")
+
+    def __getitem__(self, name: str) -> Shaped[np.ndarray, "records ..."]:
+        """The records of `name`; `KeyError` names what there is."""
+        try:
+            return self.records[name]
+        except KeyError:
+            raise KeyError(
+                f"{name!r} was not recorded; this trajectory has {', '.join(self.records)}. Ask for it "
+                "with observe= when the run is made."
+            ) from None
+
+    def __repr__(self) -> str:
+        lines = [f"Trajectory: {self.status}: {self.reason}"]
+        if len(self.t):
+            lines.append(f"  t         {self.t[0]:.6g} → {self.t[-1]:.6g}, {len(self.t)} records")
+        for name, values in self.records.items():
+            if not len(values):
+                continue
+            if values.ndim == 1:
+                lines.append(f"  {name:<9} {values[0]:.6g} → {values[-1]:.6g}")
+            else:
+                lines.append(f"  {name:<9} {values.dtype} array of shape {values.shape}")
+        stats = ", ".join(
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in self.stats.items()
+        )
+        lines.append(f"  stats     {stats}")
+        lines += [f"  warning   {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes everything to one file, from which [`gflow.load`][] reads it back.
+
+        The file is a NumPy `.npz` archive with a JSON header of shapes, dtypes and versions. It is
+        written beside `path` and moved there when complete, so that a crash leaves no half of it.
+        """
+        arrays = {f"records/{name}": values for name, values in self.records.items()}
+        arrays["t"] = self.t
+        if self.step_loss is not None:
+            arrays["step_loss"] = self.step_loss
+        arrays |= _named_arrays("model", self.model)
+        if self.models is not None:
+            arrays |= _named_arrays("models", self.models)
+        header = {
+            "status": self.status,
+            "reason": self.reason,
+            "warnings": list(self.warnings),
+            "stats": self.stats,
+        }
+        write_archive(path, "trajectory", header, arrays)
+
+
+class FlowError(RuntimeError):
+    """A run failed. `trajectory` is what there is of it up to there.
+
+    Raised by the verbs unless they are called with `throw=False`.
+    """
+
+    trajectory: Trajectory
+
+    def __init__(self, trajectory: Trajectory):
+        super().__init__(
+            f"{trajectory.reason} (status {trajectory.status!r}; the path up to there is in the "
+            "attribute `trajectory` of this error, or pass throw=False to get it returned)"
+        )
+        self.trajectory = trajectory
+
+    def __reduce__(self):
+        return type(self), (self.trajectory,)
+
+
+def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
+    """Reads a trajectory that [`gflow.Trajectory.save`][] wrote.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `like`: a model of the same structure, shapes and dtypes as the one that was trained; whatever is
+        no array in it (activation functions, integers) is taken over.
+
+    **Raises:** `ValueError` if the file is no trajectory, is truncated, comes from a newer gflow, or
+    holds another model or dtype; `FileNotFoundError` if there is none.
+    """
+    header, arrays = read_archive(path, "trajectory")
+    has_models = any(name.startswith("models/") for name in arrays)
+    return Trajectory(
+        t=arrays["t"],
+        records={
+            name.removeprefix("records/"): values
+            for name, values in arrays.items()
+            if name.startswith("records/")
+        },
+        model=_restore(path, "model", like, arrays),
+        models=_restore(path, "models", like, arrays) if has_models else None,
+        step_loss=arrays.get("step_loss"),
+        status=header["status"],
+        reason=header["reason"],
+        warnings=tuple(header["warnings"]),
+        stats=header["stats"],
+    )
+
+
+def write_archive(
+    path: str | os.PathLike, kind: str, header: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> None:
+    """Writes named arrays and a JSON header to one file, atomically."""
+    host = {name: np.asarray(jax.device_get(value)) for name, value in arrays.items()}
+    full = dict(header) | {
+        "kind": kind,
+        "format": _FORMAT,
+        "versions": {name: _version(name) for name in ("gflow-jax", "jax", "equinox", "diffrax")},
+        "shapes": {name: list(value.shape) for name, value in host.items()},
+        "dtypes": {name: str(value.dtype) for name, value in host.items()},
+    }
+    path = Path(path)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # dtypes that NumPy can't store (bfloat16) travel as bytes and are viewed back by name
+            np.savez(
+                file,
+                header=np.frombuffer(json.dumps(full).encode(), np.uint8),
+                **{name: np.frombuffer(value.tobytes(), np.uint8) for name, value in host.items()},
+            )
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def read_archive(
+    path: str | os.PathLike, kind: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Reads what `write_archive` wrote, checked."""
+    foreign = (
+        f"{os.fspath(path)} is not a file that gflow wrote, or is damaged; expected a {kind} saved by "
+        "this library."
+    )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(archive["header"].tobytes())
+            stored_format, stored_kind = header["format"], header["kind"]
+            if stored_format == _FORMAT:
+                arrays = {
+                    name: archive[name].view(np.dtype(header["dtypes"][name])).reshape(shape)
+                    for name, shape in header["shapes"].items()
+                }
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(foreign) from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(foreign) from error
+    if stored_format != _FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)} has format {stored_format}, written by gflow "
+            f"{header.get('versions', {}).get('gflow-jax')}, but this version reads format {_FORMAT}; "
+            "use the version that wrote it."
+        )
+    if stored_kind != kind:
+        raise ValueError(f"{os.fspath(path)} holds a {stored_kind}, but a {kind} is wanted here.")
+    return header, arrays
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _named_arrays(prefix: str, tree: PyTree) -> dict[str, Any]:
+    return {
+        prefix + "/" + jtu.keystr(path): leaf
+        for path, leaf in jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    }
+
+
+def _restore(
+    path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping[str, np.ndarray]
+) -> PyTree:
+    """`like` with its arrays replaced by the stored ones."""
+    dynamic, static = eqx.partition(like, eqx.is_array)
+    expected = _named_arrays(prefix, dynamic)
+    stored = {name for name in arrays if name.startswith(prefix + "/")}
+    if stored != set(expected):
+        differ = sorted(stored ^ set(expected))
+        raise ValueError(
+            f"{os.fspath(path)} holds another model than `like`: they differ in the leaves "
+            f"{', '.join(name.removeprefix(prefix + '/') for name in differ[:4])}; pass a model of the "
+            "structure that was trained."
+        )
+
+    def take(location, leaf):
+        name = prefix + "/" + jtu.keystr(location)
+        value = arrays[name]
+        if value.dtype != leaf.dtype:
+            raise ValueError(
+                f"{os.fspath(path)} holds {value.dtype} in the leaf {jtu.keystr(location)} where `like` "
+                f"has {leaf.dtype}; pass a model of that dtype (float64 needs jax_enable_x64)."
+            )
+        if prefix == "model" and value.shape != leaf.shape:
+            raise ValueError(
+                f"{os.fspath(path)} holds an array of shape {value.shape} in the leaf "
+                f"{jtu.keystr(location)} where `like` has {leaf.shape}; pass a model of those sizes."
+            )
+        return jax.numpy.asarray(value)
+
+    return eqx.combine(jtu.tree_map_with_path(take, dynamic), static)

@@ -1,0 +1,65 @@
+"""Vector algebra on PyTrees of arrays: the few operations that the rest of gflow needs."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree, Shaped
+
+
+def dot(a: PyTree[Array], b: PyTree[Array]) -> Shaped[Array, ""]:
+    """Euclidean inner product ⟨a, b⟩ = Σ aᵢ bᵢ over all leaves."""
+    products = jtu.tree_map(
+        lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b
+    )
+    return jtu.tree_reduce(jnp.add, products)
+
+
+def norm(a: PyTree[Array]) -> Shaped[Array, ""]:
+    """Euclidean norm ‖a‖₂ over all leaves; no overflow or underflow of the squares.
+
+    The leaves are divided by the largest entry before they are squared, so that a gradient of size
+    1e-30 in float32 has its true norm and not 0.
+    """
+    largest = jtu.tree_reduce(
+        jnp.maximum, jtu.tree_map(lambda x: jnp.max(jnp.abs(x), initial=0), a)
+    )
+    usable = (largest > 0) & jnp.isfinite(largest)
+    scale = jnp.where(usable, largest, 1)
+    scaled = jtu.tree_map(lambda x: x / scale, a)
+    return scale * jnp.sqrt(dot(scaled, scaled))
+
+
+def subtract(a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]:
+    """a − b, leaf by leaf."""
+    return jtu.tree_map(jnp.subtract, a, b)
+
+
+def all_finite(a: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether no entry of any leaf is NaN or infinite."""
+    return jtu.tree_reduce(
+        jnp.logical_and, jtu.tree_map(lambda x: jnp.all(jnp.isfinite(x)), a), jnp.array(True)
+    )
+
+
+def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
+    """`a` if `condition` else `b`, leaf by leaf; leaves that are no numbers are taken from `a`."""
+
+    def pick(x: Any, y: Any) -> Any:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                jnp.where(condition, jax.random.key_data(x), jax.random.key_data(y)),
+                impl=jax.random.key_impl(x),
+            )
+        return jnp.where(condition, x, y) if eqx.is_array_like(x) else x
+
+    return jtu.tree_map(pick, a, b)
+
+
+def as_arrays(a: PyTree) -> PyTree:
+    """Every number of `a` as an array of a dtype of its own, as loops need it (no weak types)."""
+    return jtu.tree_map(
+        lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, a
+    )

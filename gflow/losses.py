@@ -1,0 +1,167 @@
+"""Losses: what the model is trained on.
+
+Every loss here is a mean over examples, L(θ) = (1/n) Σᵢ ℓ(f(xᵢ; θ), yᵢ), and says which ℓ. The
+constants matter: they change time, sharpness and the learning rate at which descent turns unstable,
+so gflow differentiates exactly the formula below and never rescales it.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree, Shaped
+
+__all__ = ["AbstractLoss", "CrossEntropy", "Exponential", "Logistic", "Squared"]
+
+
+class AbstractLoss(eqx.Module):
+    """A loss that is a mean over examples of a function of one output and one target.
+
+    To define one, subclass it, implement `per_example`, and (to refuse unsuitable data with a clear
+    sentence) `check`. Any callable `(model, data) -> scalar` is accepted wherever a loss is; it need
+    not derive from this class.
+    """
+
+    @abc.abstractmethod
+    def per_example(self, output: Shaped[Array, "..."], target: Shaped[Array, "..."]) -> Array:
+        """ℓ(f(x), y), the scalar loss of one example."""
+
+    @abc.abstractmethod
+    def check(self, output: jax.ShapeDtypeStruct, targets: Shaped[np.ndarray, "n ..."]) -> None:
+        """Raises `ValueError` if `targets` can't be targets of a model with such an `output`."""
+
+    def __call__(self, model: Callable, data: tuple[PyTree[Array], Array]) -> Float[Array, ""]:
+        """L = (1/n) Σᵢ ℓ(model(xᵢ), yᵢ) for data = (x, y) with the examples along the leading axis."""
+        x, y = data
+        outputs = jax.vmap(model)(x)
+        return jnp.mean(jax.vmap(self.per_example)(outputs, y))
+
+
+class Squared(AbstractLoss):
+    """Squared error, L = (1/n) Σᵢ ½‖f(xᵢ) − yᵢ‖², summed over outputs and averaged over examples.
+
+    Outputs and targets are real, of the same shape. Its Hessian at a perfect fit is the Gauss-Newton
+    matrix (1/n) Σᵢ Jᵢᵀ Jᵢ.
+    """
+
+    def per_example(self, output, target):
+        """½‖output − target‖²."""
+        return 0.5 * jnp.sum(jnp.square(output - target))
+
+    def check(self, output, targets):
+        """Raises `ValueError` unless each target has the shape of an output and is real."""
+        _same_shape("Squared", output, targets)
+        if targets.dtype.kind not in "fiu":
+            raise ValueError(
+                f"y must hold real numbers for the squared error, but has dtype {targets.dtype}; "
+                "convert it to floats."
+            )
+
+
+class Logistic(AbstractLoss):
+    """Logistic loss of a binary classifier, L = (1/n) Σᵢ log(1 + exp(−yᵢ f(xᵢ))), labels y = ±1.
+
+    Evaluated as softplus(−y f), which neither overflows nor loses the tail. An output of several
+    numbers is summed over.
+    """
+
+    def per_example(self, output, target):
+        """log(1 + exp(−target · output)), summed over outputs."""
+        return jnp.sum(jax.nn.softplus(-target * output))
+
+    def check(self, output, targets):
+        """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
+        _same_shape("Logistic", output, targets)
+        _plus_minus_one("Logistic", targets)
+
+
+class Exponential(AbstractLoss):
+    """Exponential loss of a binary classifier, L = (1/n) Σᵢ exp(−yᵢ f(xᵢ)), labels y = ±1.
+
+    An output of several numbers is summed over.
+    """
+
+    def per_example(self, output, target):
+        """exp(−target · output), summed over outputs."""
+        return jnp.sum(jnp.exp(-target * output))
+
+    def check(self, output, targets):
+        """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
+        _same_shape("Exponential", output, targets)
+        _plus_minus_one("Exponential", targets)
+
+
+class CrossEntropy(AbstractLoss):
+    """Cross-entropy, L = (1/n) Σᵢ [log Σₖ exp f(xᵢ)ₖ − f(xᵢ)_{yᵢ}], labels y = 0 … K−1.
+
+    f(x) is the vector of K ≥ 2 logits and y an integer array of shape (n,).
+    """
+
+    def per_example(self, output, target):
+        """logsumexp(output) − output[target]."""
+        return optax.losses.softmax_cross_entropy_with_integer_labels(output, target)
+
+    def check(self, output, targets):
+        """Raises `ValueError` unless the output is a vector of logits and targets index it."""
+        if len(output.shape) != 1 or output.shape[0] < 2:
+            raise ValueError(
+                "loss=CrossEntropy() needs a model whose output on one example is a vector of at "
+                f"least two logits, but the output has shape {output.shape}; use Logistic() for one "
+                "logit."
+            )
+        if targets.dtype.kind not in "iu" or targets.ndim != 1:
+            raise ValueError(
+                "y must be a one-dimensional array of integer class labels for the cross-entropy, "
+                f"but has dtype {targets.dtype} and shape {targets.shape}; pass labels 0 … K-1, or "
+                "another loss."
+            )
+        classes = output.shape[0]
+        if targets.size and (targets.min() < 0 or targets.max() >= classes):
+            raise ValueError(
+                f"y must hold labels from 0 to {classes - 1}, because the model has {classes} "
+                f"outputs, but runs from {targets.min()} to {targets.max()}; relabel y or give the "
+                "model as many outputs as there are classes."
+            )
+
+
+def default_loss(output: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> AbstractLoss:
+    """The loss taken when none is given, from the shapes and dtypes of one output and one target.
+
+    Cross-entropy for integer targets of a model with several outputs, squared error for floating
+    targets of the shape of the output; anything else is a `ValueError` that names the choices.
+    """
+    if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == output.shape:
+        return Squared()
+    several = len(output.shape) == 1 and output.shape[0] >= 2
+    if jnp.issubdtype(target.dtype, jnp.integer) and several and target.shape == ():
+        return CrossEntropy()
+    raise ValueError(
+        f"loss must be given, because it can't be told from an output of shape {output.shape} and a "
+        f"target of shape {target.shape} and dtype {target.dtype}: choose gflow.losses.Squared() "
+        "(floating targets of the shape of the output), CrossEntropy() (integer labels, several "
+        "outputs), Logistic() or Exponential() (labels ±1), or any callable (model, data) -> scalar."
+    )
+
+
+def _same_shape(name: str, output: jax.ShapeDtypeStruct, targets: np.ndarray) -> None:
+    if targets.shape[1:] != output.shape:
+        raise ValueError(
+            f"y must hold one target of the shape of the model's output, {output.shape}, for each "
+            f"example under loss={name}(), but its targets have shape {targets.shape[1:]}; reshape y "
+            "or squeeze the output."
+        )
+
+
+def _plus_minus_one(name: str, targets: np.ndarray) -> None:
+    values: Any = np.unique(targets) if targets.dtype.kind in "fiu" else targets[:3]
+    if targets.dtype.kind not in "fiu" or not np.all(np.isin(values, (-1, 1))):
+        shown = ", ".join(str(v) for v in values[:5])
+        raise ValueError(
+            f"y must hold the labels +1 and -1 for loss={name}(), but holds {shown} (dtype "
+            f"{targets.dtype}); map the two classes to ±1."
+        )

@@ -1,0 +1,135 @@
+"""Observables: what is recorded along a path, besides the loss and the gradient norm."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from gflow import curvature
+from gflow._problem import Problem
+
+__all__ = ["AbstractObservable", "Function", "Reading", "Sharpness"]
+
+
+class Reading(NamedTuple):
+    """What an observable saw: named arrays, its state for the next record, and the HVPs spent."""
+
+    values: dict[str, Array]
+    state: PyTree
+    hvps: Int[Array, ""]
+
+
+class AbstractObservable(eqx.Module):
+    """Something recorded along a path. It may carry a state from one record to the next.
+
+    To define one, subclass it and implement `name`, `init` and `read`; both methods are compiled. A
+    plain function `(model, data) -> array` needs no subclass: pass it in a dictionary to `observe=`.
+    """
+
+    name: eqx.AbstractVar[str]  # the key under which the trajectory keeps it
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, params: PyTree[Array]) -> PyTree:
+        """The state before the first record."""
+
+    @abc.abstractmethod
+    def read(self, problem: Problem, params: PyTree[Array], state: PyTree) -> Reading:
+        """Observes the parameters `params`."""
+
+
+class Function(AbstractObservable):
+    """A function `(model, data) -> array` as an observable without state."""
+
+    name: str = eqx.field(static=True)
+    function: Callable[[Any, Any], Array]
+
+    def init(self, problem, params):
+        """No state."""
+        del problem, params
+        return None
+
+    def read(self, problem, params, state):
+        """{name: function(model, data)}."""
+        value = self.function(problem.model(params), problem.data)
+        return Reading({self.name: jnp.asarray(value)}, state, jnp.array(0))
+
+
+class Sharpness(AbstractObservable):
+    """Sharpness: the k largest eigenvalues (algebraically) of the Hessian ∇²L(θ).
+
+    Found by Lanczos iterations on Hessian-vector products until the residual ‖Hv − λv‖ says so, each
+    record starting from the eigenvector of the last one.
+
+    **Arguments:**
+
+    - `k`: how many eigenvalues. The record is a scalar for k = 1 and has shape (k,), in descending
+        order, otherwise.
+    - `rtol`: the residual to reach, relative to the eigenvalue; by default 1e-6 in float64 and 1e-4 in
+        float32.
+    - `max_hvps`: the most Hessian-vector products for one record.
+
+    Records `sharpness` and `sharpness_residual`, the residual ‖Hv − λv‖ that was reached.
+    """
+
+    k: int = eqx.field(static=True, default=1)
+    rtol: float | None = None
+    max_hvps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k must be a positive number of eigenvalues, but {self.k!r} came.")
+
+    @property
+    def name(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def init(self, problem, params):
+        """Random directions, always the same ones."""
+        return curvature.cold_start(params, jax.random.key(0)), jax.random.key(1)
+
+    def read(self, problem, params, state):
+        """The eigenvalues, warm-started from the last record."""
+        raise NotImplementedError
+
+
+def as_observables(
+    observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable],
+) -> tuple[AbstractObservable, ...]:
+    """The argument `observe` of the verbs as a tuple of observables with distinct names."""
+    if isinstance(observe, Mapping):
+        found = tuple(
+            item if isinstance(item, AbstractObservable) else Function(name, item)
+            for name, item in observe.items()
+        )
+    elif isinstance(observe, AbstractObservable):
+        found = (observe,)
+    else:
+        found = tuple(observe)
+    for item in found:
+        if not isinstance(item, AbstractObservable):
+            raise ValueError(
+                "observe must be a sequence of gflow.observe objects or a dictionary from names to "
+                f"functions (model, data) -> array, but holds a {type(item).__name__}; write "
+                'observe={"my_name": function}.'
+            )
+        if isinstance(item, Function) and not callable(item.function):
+            raise ValueError(
+                f"observe[{item.name!r}] must be a function (model, data) -> array, but is a "
+                f"{type(item.function).__name__}."
+            )
+    names = [item.name for item in found]
+    taken = {n for n in names if names.count(n) > 1 or n in RESERVED}
+    if taken:
+        raise ValueError(
+            f"observe names {sorted(taken)} more than once, or what every trajectory records anyway "
+            f"({', '.join(RESERVED)}); give each observable its own name."
+        )
+    return found
+
+
+RESERVED = ("loss", "gradient_norm")

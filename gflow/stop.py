@@ -1,0 +1,88 @@
+"""Stop conditions: end a run where a recorded quantity reaches a level.
+
+Along a flow the crossing is located on the continuous path, by root finding on the solver's dense
+output; a descent stops at the first step at which the condition holds.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["AbstractStop", "Crosses", "GradientNormBelow", "LossBelow"]
+
+
+class AbstractStop(eqx.Module):
+    """A condition `quantity reaches level`; the subclasses say which quantity and from which side."""
+
+    level: eqx.AbstractVar[float]
+    quantity: eqx.AbstractVar[str]  # "loss", "gradient_norm" or the name of an observable
+
+    @abc.abstractmethod
+    def side(self, start: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
+        """The sign (±1) of `quantity − level` while the run goes on, given where the quantity starts.
+
+        0 says that the condition holds at the start, so that the run ends there.
+        """
+
+    def __check_init__(self):
+        if not isinstance(self.level, (int, float)) or not math.isfinite(self.level):
+            raise ValueError(
+                f"level must be a finite number for stop.{type(self).__name__}, but "
+                f"{self.level!r} came."
+            )
+
+
+class LossBelow(AbstractStop):
+    """Stops once the loss is at or below `level`; at once if it starts there."""
+
+    level: float
+
+    @property
+    def quantity(self):
+        """`"loss"`."""
+        return "loss"
+
+    def side(self, start, level):
+        """+1 above the level, 0 at or below it."""
+        return jnp.where(start > level, 1, 0).astype(start.dtype)
+
+
+class GradientNormBelow(AbstractStop):
+    """Stops once the gradient norm ‖∇L‖₂ is at or below `level`; at once if it starts there.
+
+    A small gradient is no proof of a minimum: at a saddle it is small as well.
+    """
+
+    level: float
+
+    @property
+    def quantity(self):
+        """`"gradient_norm"`."""
+        return "gradient_norm"
+
+    def side(self, start, level):
+        """+1 above the level, 0 at or below it."""
+        return jnp.where(start > level, 1, 0).astype(start.dtype)
+
+
+class Crosses(AbstractStop):
+    """Stops where a scalar quantity crosses `level`, from whichever side it starts.
+
+    `name` is an observable of the run, `"loss"` or `"gradient_norm"`. A quantity that comes back within
+    one step of the solver has not been seen to cross.
+    """
+
+    name: str = eqx.field(static=True)
+    level: float
+
+    @property
+    def quantity(self):
+        """`name`."""
+        return self.name
+
+    def side(self, start, level):
+        """The side on which the quantity starts; a start exactly on the level counts as above."""
+        return jnp.where(start >= level, 1, -1).astype(start.dtype)
