@@ -1,6 +1,6 @@
 """gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
 
-from gflow import curvature, flows, losses, observe, stop
+from gflow import curvature, data, flows, losses, observe, plot, stop
 from gflow._compare import Comparison, compare
 from gflow._descend import descend
 from gflow._integrate import integrate
@@ -14,11 +14,13 @@ __all__ = [
     "Trajectory",
     "compare",
     "curvature",
+    "data",
     "descend",
     "flows",
     "integrate",
     "load",
     "losses",
     "observe",
+    "plot",
     "stop",
 ]

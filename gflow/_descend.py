@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -170,9 +170,10 @@ class DescentPath(AbstractPath):
         return optax.apply_updates(now.params, updates), optimizer_state
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        # plain descent is built here, so that another η is another number and not another program
-        plain = not isinstance(self.optimizer, optax.GradientTransformation)
-        return optax.with_extra_args_support(optax.sgd(self.optimizer) if plain else self.optimizer)
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return optax.with_extra_args_support(self.optimizer)
+        # built here, so that another η is another number and not another program
+        return optax.with_extra_args_support(optax.sgd(self.optimizer))
 
     def _shuffle(self, step: Int[Array, ""]) -> Int[Array, " examples"]:
         return jax.random.permutation(jax.random.fold_in(self.key, step), self.problem.examples)
@@ -186,6 +187,7 @@ class DescentPath(AbstractPath):
             key = jax.random.fold_in(self.key, step)
             chosen = jax.random.randint(key, (self.minibatch,), 0, n)
         else:
+            assert order is not None
             start = step % (n // self.minibatch) * self.minibatch
             chosen = jax.lax.dynamic_slice_in_dim(order, start, self.minibatch)
         batch = jtu.tree_map(lambda x: x[chosen], self.problem.data)
@@ -351,6 +353,7 @@ def descent_run(
     """The arguments of `descend`, checked, as a run that has not begun."""
     _check_count("steps", steps)
     if isinstance(optimizer, optax.GradientTransformation):
+        transformation = optimizer
         rate = 1.0 if learning_rate is None else check_learning_rate("learning_rate", learning_rate)
     else:
         rate = check_learning_rate("optimizer", optimizer)
@@ -359,7 +362,7 @@ def descent_run(
                 f"learning_rate must not differ from the float given as optimizer ({rate:.6g}), but "
                 f"{learning_rate!r} came; leave it out, or pass an optax transformation."
             )
-        optimizer = jnp.asarray(rate, problem.dtype)
+        transformation = jnp.asarray(rate, problem.dtype)
     if minibatch is not None:
         _check_count("minibatch", minibatch)
         if minibatch > problem.examples:
@@ -378,7 +381,7 @@ def descent_run(
     path = DescentPath(
         problem=problem,
         watch=Watch(stop, observables, problem.dtype),
-        optimizer=optimizer,
+        optimizer=transformation,
         minibatch=minibatch,
         replace=bool(replace),
         check_every=jnp.asarray(1 if minibatch is None else save_every),

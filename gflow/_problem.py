@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -124,25 +125,24 @@ class Problem(eqx.Module):
         """`of_chunk(data)` as the mean over chunks, weighted by their number of examples."""
         # "highest" because TF32 products spoil gradients at 1e-3, and with them the error control.
         with jax.default_matmul_precision("highest"):
-            if self.chunk_size is None or self.chunk_size >= self.examples:
+            size = self.chunk_size
+            if size is None or size >= self.examples:
                 return of_chunk(self.data)
-            full, rest = divmod(self.examples, self.chunk_size)
+            full, rest = divmod(self.examples, size)
 
-            def chunk(start, size):
-                return jtu.tree_map(
-                    lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), self.data
-                )
+            def chunk(start, length):
+                return jtu.tree_map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), self.data)
 
             def add(total, start):
-                part = of_chunk(chunk(start, self.chunk_size))
+                part = of_chunk(chunk(start, size))
                 return jtu.tree_map(jnp.add, total, part), None
 
-            struct = jax.eval_shape(lambda: of_chunk(chunk(0, self.chunk_size)))
+            struct = jax.eval_shape(lambda: of_chunk(chunk(0, size)))
             zero = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), struct)
-            total, _ = jax.lax.scan(add, zero, jnp.arange(full) * self.chunk_size)
-            mean = jtu.tree_map(lambda t: t * (self.chunk_size / self.examples), total)
+            total, _ = jax.lax.scan(add, zero, jnp.arange(full) * size)
+            mean = jtu.tree_map(lambda t: t * (size / self.examples), total)
             if rest:
-                last = of_chunk(chunk(full * self.chunk_size, rest))
+                last = of_chunk(chunk(full * size, rest))
                 mean = jtu.tree_map(lambda m, x: m + x * (rest / self.examples), mean, last)
             return mean
 
@@ -230,14 +230,14 @@ def _as_arrays(data: PyTree, dtype: np.dtype) -> PyTree[Array]:
 
 def _count_examples(data: PyTree[Array]) -> int:
     leaves = jtu.tree_leaves(data)
-    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {leaf.shape[:1] for leaf in leaves}
+    if len(lengths) != 1 or () in lengths:
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(
             "data must hold arrays with one common leading axis of examples, but their shapes are "
             f"{shapes or '(none)'}; chunks and mini-batches are taken along that axis."
         )
-    return lengths.pop()
+    return leaves[0].shape[0]
 
 
 def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct, Any]:
@@ -270,9 +270,7 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
 
 def _check_chunk_size(chunk_size: int | None) -> int | None:
     if chunk_size is not None and (
-        not isinstance(chunk_size, (int, np.integer))
-        or isinstance(chunk_size, bool)
-        or chunk_size < 1
+        not isinstance(chunk_size, (int, np.integer)) or isinstance(chunk_size, bool) or chunk_size < 1
     ):
         raise ValueError(
             f"chunk_size must be a positive number of examples or None, but {chunk_size!r} came."

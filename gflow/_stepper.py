@@ -7,10 +7,9 @@ other, so that records and observables are compiled apart from the steps and can
 
 import abc
 import re
-from time import perf_counter
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -50,7 +49,7 @@ class AbstractPath(eqx.Module):
         """The state at position 0."""
 
     @abc.abstractmethod
-    def advance(self, state: PyTree, until: Any, budget: int) -> PyTree:
+    def advance(self, state: PyTree, until: Any, budget: Any) -> PyTree:
         """Moves on until `until` is reached or passed, at most `budget` attempted steps."""
 
     @abc.abstractmethod
@@ -58,15 +57,15 @@ class AbstractPath(eqx.Module):
         """The position of `state`."""
 
     @abc.abstractmethod
-    def params(self, state: PyTree, position: float) -> PyTree[Array]:
+    def params(self, state: PyTree, position: float | int) -> PyTree[Array]:
         """θ at `position`, which lies within the last step."""
 
     @abc.abstractmethod
-    def locate(self, state: PyTree) -> tuple[float, int]:
+    def locate(self, state: PyTree) -> tuple[float | int, int]:
         """After STOPPED: the position at which a stop condition held first, and which one."""
 
     @abc.abstractmethod
-    def measure(self, state: PyTree, position: float, params: PyTree) -> tuple[Array, Array, int]:
+    def measure(self, state: PyTree, position: float | int, params: PyTree) -> tuple[Array, Array, int]:
         """Loss and gradient norm at `position`, and the number of gradients that this took."""
 
     @abc.abstractmethod
@@ -141,7 +140,7 @@ class Watch(eqx.Module):
         params: PyTree,
         sides: Float[Array, " stops"],
         states: PyTree,
-        known: Mapping[str, Array] = MappingProxyType({}),
+        known: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, " stops"], PyTree, Int[Array, ""]]:
         """How far each quantity is on its side of the level (≤ 0: the condition holds).
 
@@ -154,8 +153,8 @@ class Watch(eqx.Module):
         """Gradients that one evaluation takes; a loss alone is counted as one as well."""
         return int(any(item.quantity in RESERVED for item in self.stops))
 
-    def _values(self, problem, params, states, known=MappingProxyType({})):
-        found = dict(known)
+    def _values(self, problem, params, states, known: Mapping[str, Array] | None = None):
+        found = dict(known or {})
         quantities = {item.quantity for item in self.stops} - set(found)
         if "gradient_norm" in quantities:
             found["loss"], gradient = problem.value_and_gradient(params)
@@ -192,19 +191,15 @@ def _init_observables(observables, problem, params):
 
 @eqx.filter_jit
 def _read_observables(observables, problem, params, states):
-    readings = [
-        item.read(problem, params, state) for item, state in zip(observables, states, strict=True)
-    ]
+    readings = [item.read(problem, params, state) for item, state in zip(observables, states, strict=True)]
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
     return values, tuple(reading.state for reading in readings), hvps
 
 
-def check_start(problem: Problem) -> tuple[float, float]:
-    """Loss and gradient norm at the start, evaluated twice: finite, and the same both times."""
-    first, second = (
-        tuple(map(float, loss_and_gradient_norm(problem, problem.params))) for _ in range(2)
-    )
+def check_start(problem: Problem) -> float:
+    """The loss at the start; refuses a problem that is not finite there or not deterministic."""
+    first, second = (tuple(map(float, loss_and_gradient_norm(problem, problem.params))) for _ in range(2))
     if not np.all(np.isfinite(first)):
         what = "loss" if not np.isfinite(first[0]) else "gradient of the loss"
         raise ValueError(
@@ -219,16 +214,14 @@ def check_start(problem: Problem) -> tuple[float, float]:
             f"parameters differ ({first[0]:.9g} and {second[0]:.9g}, or in their random constants); "
             "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
         )
-    return first
+    return first[0]
 
 
 def _trace(problem: Problem) -> str:
     """The loss as a program with its constants: differs between traces if Python drew them."""
     # an untraced call, so that nothing is taken from a cache
     dynamic, static = eqx.partition(problem, eqx.is_array)
-    closed = jax.make_jaxpr(lambda d: eqx.combine(d, static).value(eqx.combine(d, static).params))(
-        dynamic
-    )
+    closed = jax.make_jaxpr(lambda d: eqx.combine(d, static).value(eqx.combine(d, static).params))(dynamic)
     constants = [np.asarray(c).tobytes() for c in closed.consts if eqx.is_array(c)]
     program = re.sub("0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions
     return f"{program} {hash(tuple(constants))}"
@@ -240,11 +233,11 @@ class Run:
     def __init__(
         self,
         path: AbstractPath,
-        positions: Sequence[float],
+        positions: Sequence[float | int],
         *,
-        time: Callable[[float], float],
-        times: Sequence[float],
-        end: float,
+        time: Callable[[Any], float],
+        times: Sequence[float | int],
+        end: float | int,
         observables: tuple[AbstractObservable, ...],
         save_models: bool,
         max_steps: int,
@@ -281,7 +274,7 @@ class Run:
 
     def _drive(self) -> Iterator[PyTree[Array]]:
         with self._bar() as bar:
-            initial_loss, _ = check_start(self.path.problem)
+            initial_loss = check_start(self.path.problem)
             self.record_gradients += 2
             self._state = self.path.start()
             self._keep_step_losses()
@@ -301,14 +294,17 @@ class Run:
                     if index < len(self.positions):
                         yield self._record(target, self.times[index])
             except KeyboardInterrupt:
-                self.status, self.reason = "interrupted", "the run was interrupted from the keyboard"
+                self.status, self.reason = (
+                    "interrupted",
+                    "the run was interrupted from the keyboard",
+                )
                 here = float(self.path.where(self._state).position)
                 self.reason += f" at t = {self.time(here):.6g}"
                 return
             self.status = "success"
             self.reason = f"the horizon t = {self.time(self.end):.6g} was reached"
 
-    def _advance(self, target: float, bar: Any) -> int | None:
+    def _advance(self, target: float | int, bar: Any) -> int | None:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
         while True:
             position, steps, code = jax.device_get(self.path.where(self._state))
@@ -345,8 +341,7 @@ class Run:
             level = float(self.path.watch.levels[which])
             self.status = "stopped"
             self.reason = (
-                f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} "
-                f"({type(stop).__name__})"
+                f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({type(stop).__name__})"
             )
         else:
             here = float(self.path.where(self._state).position)
@@ -355,7 +350,7 @@ class Run:
         if index == 0 or here > self.positions[index - 1]:
             yield self._record(here, self.time(here))
 
-    def _record(self, position: float, t: float) -> PyTree[Array]:
+    def _record(self, position: float | int, t: float) -> PyTree[Array]:
         params = self._last
         loss, gradient_norm, gradients = self.path.measure(self._state, position, params)
         values, hvps = {}, 0
@@ -375,8 +370,7 @@ class Run:
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""
         records = {
-            name: np.asarray(np.stack(jax.device_get(values)))
-            for name, values in self.records.items()
+            name: np.asarray(np.stack(jax.device_get(values))) for name, values in self.records.items()
         }
         path = self.path
         models = None
@@ -390,7 +384,7 @@ class Run:
         stats["hvps"] += hvps
         stats |= {"record_gradients": self.record_gradients, "record_hvps": hvps}
         stats |= {"seconds": self._clock.seconds, "compile_seconds": self._clock.compile_seconds}
-        found = path.doubts(records)
+        found = path.doubts(records) if self.status in ("success", "stopped") else []
         result = Trajectory(
             t=np.asarray(self.t, dtype=np.float64),
             records=records,
@@ -430,9 +424,9 @@ class _Clock:
         self.seconds = 0.0
         self.compile_seconds = 0.0
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.compile_seconds += duration
+            self.compile_seconds += duration_secs
 
     def __enter__(self):
         self._began = perf_counter()

@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, PyTree, Shaped
 
 _FORMAT = 1
+# What NumPy, zip and JSON raise when they meet a file of another kind, or half of one.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 class Trajectory(eqx.Module):
@@ -195,21 +197,17 @@ def write_archive(
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # dtypes that NumPy can't store (bfloat16) travel as bytes and are viewed back by name
-            np.savez(
-                file,
-                header=np.frombuffer(json.dumps(full).encode(), np.uint8),
-                **{name: np.frombuffer(value.tobytes(), np.uint8) for name, value in host.items()},
-            )
+            # as bytes, because NumPy can't store every dtype of JAX (bfloat16)
+            stored = {name: np.frombuffer(value.tobytes(), np.uint8) for name, value in host.items()}
+            stored["header"] = np.frombuffer(json.dumps(full).encode(), np.uint8)
+            np.savez(file, allow_pickle=False, **stored)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)
         raise
 
 
-def read_archive(
-    path: str | os.PathLike, kind: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_archive(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads what `write_archive` wrote, checked."""
     foreign = (
         f"{os.fspath(path)} is not a file that gflow wrote, or is damaged; expected a {kind} saved by "
@@ -219,6 +217,7 @@ def read_archive(
         with np.load(path, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             stored_format, stored_kind = header["format"], header["kind"]
+            arrays = {}
             if stored_format == _FORMAT:
                 arrays = {
                     name: archive[name].view(np.dtype(header["dtypes"][name])).reshape(shape)
@@ -226,9 +225,7 @@ def read_archive(
                 }
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(foreign) from error
-    except zipfile.BadZipFile as error:
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise ValueError(foreign) from error
     if stored_format != _FORMAT:
         raise ValueError(
@@ -255,9 +252,7 @@ def _named_arrays(prefix: str, tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _restore(
-    path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping[str, np.ndarray]
-) -> PyTree:
+def _restore(path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
     """`like` with its arrays replaced by the stored ones."""
     dynamic, static = eqx.partition(like, eqx.is_array)
     expected = _named_arrays(prefix, dynamic)

@@ -11,9 +11,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped
 
 def dot(a: PyTree[Array], b: PyTree[Array]) -> Shaped[Array, ""]:
     """Euclidean inner product ⟨a, b⟩ = Σ aᵢ bᵢ over all leaves."""
-    products = jtu.tree_map(
-        lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b
-    )
+    products = jtu.tree_map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)
     return jtu.tree_reduce(jnp.add, products)
 
 
@@ -23,9 +21,7 @@ def norm(a: PyTree[Array]) -> Shaped[Array, ""]:
     The leaves are divided by the largest entry before they are squared, so that a gradient of size
     1e-30 in float32 has its true norm and not 0.
     """
-    largest = jtu.tree_reduce(
-        jnp.maximum, jtu.tree_map(lambda x: jnp.max(jnp.abs(x), initial=0), a)
-    )
+    largest = jtu.tree_reduce(jnp.maximum, jtu.tree_map(lambda x: jnp.max(jnp.abs(x), initial=0), a))
     usable = (largest > 0) & jnp.isfinite(largest)
     scale = jnp.where(usable, largest, 1)
     scaled = jtu.tree_map(lambda x: x / scale, a)
@@ -60,6 +56,4 @@ def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
 
 def as_arrays(a: PyTree) -> PyTree:
     """Every number of `a` as an array of a dtype of its own, as loops need it (no weak types)."""
-    return jtu.tree_map(
-        lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, a
-    )
+    return jtu.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, a)

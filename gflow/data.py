@@ -105,9 +105,7 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f'This data set is read from `{name}`: pip install "gflow-jax[data]"'
-        ) from error
+        raise ImportError(f'This data set is read from `{name}`: pip install "gflow-jax[data]"') from error
 
 
 def _arrays(data: tuple[Any, Any]) -> tuple[Array, Array]:

@@ -30,7 +30,10 @@ class AbstractObservable(eqx.Module):
     plain function `(model, data) -> array` needs no subclass: pass it in a dictionary to `observe=`.
     """
 
-    name: eqx.AbstractVar[str]  # the key under which the trajectory keeps it
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The key under which the trajectory keeps it."""
 
     @abc.abstractmethod
     def init(self, problem: Problem, params: PyTree[Array]) -> PyTree:
@@ -42,10 +45,15 @@ class AbstractObservable(eqx.Module):
 
 
 class Function(AbstractObservable):
-    """A function `(model, data) -> array` as an observable without state."""
+    """A function `(model, data) -> array`, recorded under the name `label`; without state."""
 
-    name: str = eqx.field(static=True)
+    label: str = eqx.field(static=True)
     function: Callable[[Any, Any], Array]
+
+    @property
+    def name(self):
+        """`label`."""
+        return self.label
 
     def init(self, problem, params):
         """No state."""
@@ -53,9 +61,9 @@ class Function(AbstractObservable):
         return None
 
     def read(self, problem, params, state):
-        """{name: function(model, data)}."""
+        """{label: function(model, data)}."""
         value = self.function(problem.model(params), problem.data)
-        return Reading({self.name: jnp.asarray(value)}, state, jnp.array(0))
+        return Reading({self.label: jnp.asarray(value)}, state, jnp.array(0))
 
 
 class Sharpness(AbstractObservable):

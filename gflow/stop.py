@@ -18,7 +18,11 @@ class AbstractStop(eqx.Module):
     """A condition `quantity reaches level`; the subclasses say which quantity and from which side."""
 
     level: eqx.AbstractVar[float]
-    quantity: eqx.AbstractVar[str]  # "loss", "gradient_norm" or the name of an observable
+
+    @property
+    @abc.abstractmethod
+    def quantity(self) -> str:
+        """The quantity: `"loss"`, `"gradient_norm"` or the name of an observable."""
 
     @abc.abstractmethod
     def side(self, start: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
@@ -30,8 +34,7 @@ class AbstractStop(eqx.Module):
     def __check_init__(self):
         if not isinstance(self.level, (int, float)) or not math.isfinite(self.level):
             raise ValueError(
-                f"level must be a finite number for stop.{type(self).__name__}, but "
-                f"{self.level!r} came."
+                f"level must be a finite number for stop.{type(self).__name__}, but {self.level!r} came."
             )
 
 

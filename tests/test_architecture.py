@@ -165,9 +165,7 @@ def test_the_reference_is_complete_and_has_nothing_else():
         return parent not in NAMESPACES and covered(parent)
 
     names = public()
-    assert not (missing := [name for name in names if not covered(name)]), (
-        f"undocumented: {missing}"
-    )
+    assert not (missing := [name for name in names if not covered(name)]), f"undocumented: {missing}"
     assert not (stale := reference.keys() - names.keys()), f"documented but not public: {stale}"
 
 
