@@ -6,11 +6,13 @@ from gflow._descend import descend
 from gflow._integrate import integrate
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory, load
+from gflow.curvature import Sharpness, sharpness
 
 __all__ = [
     "Comparison",
     "FlowError",
     "Problem",
+    "Sharpness",
     "Trajectory",
     "compare",
     "curvature",
@@ -22,5 +24,6 @@ __all__ = [
     "losses",
     "observe",
     "plot",
+    "sharpness",
     "stop",
 ]

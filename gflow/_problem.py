@@ -147,21 +147,30 @@ class Problem(eqx.Module):
             return mean
 
     def _check_loss(self) -> None:
-        try:
-            struct = jax.eval_shape(self.value, self.params)
-        except RuntimeError as error:
-            if "requires a key" in str(error):
-                raise ValueError(
-                    "model must be deterministic, but a layer of it asked for a random key; switch "
-                    "dropout off with equinox.nn.inference_mode(model)."
-                ) from error
-            raise
+        struct = _shape_of(lambda p: self.loss(self.model(p), self.data), self.params)
         leaves = jtu.tree_leaves(struct)
         shown = leaves[0] if len(leaves) == 1 else struct
         if len(leaves) != 1 or shown.shape != () or not jnp.issubdtype(shown.dtype, jnp.floating):
             raise ValueError(
                 f"loss must return a real scalar, but returns {shown}; reduce it over examples and "
                 "outputs, for example with a mean."
+            )
+        if self.chunk_size is not None and not isinstance(self.loss, losses.AbstractLoss):
+            self._check_mean()
+
+    def _check_mean(self) -> None:
+        """A loss of the user's own can be taken in chunks only if it is a mean over examples."""
+        if self.examples < 2 or _is_traced((self.params, self.data)):
+            return
+        first, second, both = (
+            float(self.loss(self.model(self.params), jtu.tree_map(lambda x: x[i:j], self.data)))
+            for i, j in ((0, 1), (1, 2), (0, 2))
+        )
+        if not np.isclose(both, (first + second) / 2, rtol=1e-3, atol=0):
+            raise ValueError(
+                "chunk_size needs a loss that is a mean over examples, but on the first two examples loss "
+                f"gives {first:.6g} and {second:.6g} one by one and {both:.6g} together; divide by the "
+                "number of examples, or leave chunk_size out."
             )
 
 
@@ -259,13 +268,26 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
             f"data must hold at least one example, but x and y are empty (y has shape {y.shape})."
         )
     one = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    output = eqx.filter_eval_shape(model, one[0])
+    output = _shape_of(model, one[0])
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(
             "model must return one array for one example, but returns "
             f"{type(output).__name__}; wrap it, or pass a loss of your own."
         )
     return output, one[1]
+
+
+def _shape_of(function: Callable, argument: PyTree) -> PyTree:
+    """Shapes and dtypes of `function(argument)`, without evaluating it."""
+    try:
+        return eqx.filter_eval_shape(function, argument)
+    except RuntimeError as error:
+        if "requires a key" not in str(error):  # Equinox's words for dropout
+            raise
+        raise ValueError(
+            "model must be deterministic, but a layer of it asked for a random key; switch dropout off "
+            "with equinox.nn.inference_mode(model)."
+        ) from error
 
 
 def _check_chunk_size(chunk_size: int | None) -> int | None:

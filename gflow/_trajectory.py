@@ -214,6 +214,9 @@ def read_archive(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], di
         "this library."
     )
     try:
+        with zipfile.ZipFile(path) as archive:  # np.load alone doesn't notice a damaged array
+            if archive.testzip() is not None:
+                raise ValueError("checksum")
         with np.load(path, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             stored_format, stored_kind = header["format"], header["kind"]

@@ -35,7 +35,7 @@ class AbstractLoss(eqx.Module):
     def check(self, output: jax.ShapeDtypeStruct, targets: Shaped[np.ndarray, "n ..."]) -> None:
         """Raises `ValueError` if `targets` can't be targets of a model with such an `output`."""
 
-    def __call__(self, model: Callable, data: tuple[PyTree[Array], Array]) -> Float[Array, ""]:
+    def __call__(self, model: Callable, data: tuple[PyTree, Any]) -> Float[Array, ""]:
         """L = (1/n) Σᵢ ℓ(model(xᵢ), yᵢ) for data = (x, y) with the examples along the leading axis."""
         x, y = data
         outputs = jax.vmap(model)(x)
@@ -56,7 +56,7 @@ class Squared(AbstractLoss):
     def check(self, output, targets):
         """Raises `ValueError` unless each target has the shape of an output and is real."""
         _same_shape("Squared", output, targets)
-        if targets.dtype.kind not in "fiu":
+        if not _is_real(targets):
             raise ValueError(
                 f"y must hold real numbers for the squared error, but has dtype {targets.dtype}; "
                 "convert it to floats."
@@ -158,10 +158,15 @@ def _same_shape(name: str, output: jax.ShapeDtypeStruct, targets: np.ndarray) ->
 
 
 def _plus_minus_one(name: str, targets: np.ndarray) -> None:
-    values: Any = np.unique(targets) if targets.dtype.kind in "fiu" else targets[:3]
-    if targets.dtype.kind not in "fiu" or not np.all(np.isin(values, (-1, 1))):
+    values: Any = np.unique(targets) if _is_real(targets) else targets[:3]
+    if not _is_real(targets) or not np.all(np.isin(values, (-1, 1))):
         shown = ", ".join(str(v) for v in values[:5])
         raise ValueError(
             f"y must hold the labels +1 and -1 for loss={name}(), but holds {shown} (dtype "
             f"{targets.dtype}); map the two classes to ±1."
         )
+
+
+def _is_real(targets: np.ndarray) -> bool:
+    real = (jnp.floating, jnp.integer)  # jnp's, because bfloat16 is no floating type to NumPy
+    return any(jnp.issubdtype(targets.dtype, kind) for kind in real)

@@ -97,12 +97,26 @@ class Sharpness(AbstractObservable):
         return "sharpness"
 
     def init(self, problem, params):
-        """Random directions, always the same ones."""
-        return curvature.cold_start(params, jax.random.key(0)), jax.random.key(1)
+        """No eigenvector yet, and no record."""
+        del problem
+        return jax.tree.map(jnp.zeros_like, params), jnp.array(0)
 
     def read(self, problem, params, state):
         """The eigenvalues, warm-started from the last record."""
-        raise NotImplementedError
+        vector, count = state
+        pairs = curvature.track(
+            problem,
+            params,
+            vector,
+            self.k,
+            rtol=self.rtol,
+            max_hvps=self.max_hvps,
+            key=jax.random.fold_in(jax.random.key(0), count),
+        )
+        squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
+        values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
+        top = jax.tree.map(lambda v: v[0], pairs.vectors)
+        return Reading(values, (top, count + 1), pairs.hvps)
 
 
 def as_observables(

@@ -46,14 +46,15 @@ def comparison(both: Comparison) -> "Figure":
         loss.plot(path.t, path.loss, label=label, **style)
         sharpness.plot(path.t, path["sharpness"], **style)
     common = both.descent.t[: len(both.distance)]
-    distance.plot(common, both.distance, color="black", linewidth=1.4)
-    loss.set_yscale("log")
+    apart = both.distance > 0  # they start together
+    distance.plot(common[apart], both.distance[apart], color="black", linewidth=1.4)
+    for axes in (loss, distance):
+        _logarithmic(axes)
     loss.set_ylabel(_SYMBOLS["loss"])
     sharpness.set_ylabel(_SYMBOLS["sharpness"])
     sharpness.set_ylim(bottom=0)
-    distance.set_ylabel("distance\n" + r"$\|\theta_k-\theta(\eta k)\|\,/\,\|\theta(\eta k)-\theta(0)\|$")
+    distance.set_ylabel("distance\n" + r"$\|\theta_k-\theta\|\,/\,\|\theta-\theta_0\|$")
     distance.set_xlabel(r"time $t = \eta k$")
-    distance.set_ylim(bottom=0)
     if both.threshold is not None:
         sharpness.axhline(both.threshold, label=rf"threshold $2/\eta = {both.threshold:g}$", **_LIMIT)
     for name, step in (("crossing", both.crossing), ("onset", both.onset)):
@@ -108,7 +109,7 @@ def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure"
         axes.set_ylabel(_SYMBOLS.get(name, name))
         positive = values[np.isfinite(values)]
         if positive.size and positive.min() > 0 and positive.max() > 100 * positive.min():
-            axes.set_yscale("log")
+            _logarithmic(axes)
     panels[-1].set_xlabel(r"time $t$")
     _legend(figure, panels)
     return figure
@@ -132,6 +133,18 @@ def _stack(count: int) -> tuple["Figure", "Sequence[Axes]"]:
         axes.margins(x=0.01)
     figure.align_ylabels()
     return figure, list(panels[:, 0])
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """A logarithmic axis whose labels don't crowd: 1, 2, 5 over less than two decades, else powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: "Figure", panels: "Sequence[Axes]") -> None:

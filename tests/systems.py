@@ -101,15 +101,15 @@ def hypentropy_limit(x, y, alpha):
     scale = 2 * alpha**2
     dual = lambda nu: scale * np.sum(np.cosh(x.T @ nu)) - y @ nu
     nu = np.zeros(len(y))
-    for _ in range(5000):
+    for _ in range(200):
         z = x.T @ nu
         residual = scale * (x @ np.sinh(z)) - y
-        if np.abs(residual).max() < 1e-14 * np.abs(y).max():
+        if np.abs(residual).max() < 1e-13 * np.abs(y).max():
             break
         hessian = scale * (x * np.cosh(z)) @ x.T
         step = np.linalg.solve(hessian, residual)
         damping = min(1.0, 1 / np.abs(x.T @ step).max())  # within which cosh is tame
-        while dual(nu - damping * step) > dual(nu) * (1 + 1e-15) and damping > 1e-12:
+        while dual(nu - damping * step) > dual(nu) + 1e-12 * abs(dual(nu)) and damping > 1e-12:
             damping /= 2
         nu = nu - damping * step
     w = scale * np.sinh(x.T @ nu)
