@@ -32,7 +32,7 @@ from gflow.stop import AbstractStop
 # Losses of so many steps leave the compiled loop at once.
 _BUFFER = 4096
 # A loss this many times its start (and 1) is called divergence before it overflows.
-_RUNAWAY = 1e8
+_RUNAWAY = 1e6
 
 
 class DescentState(eqx.Module):
@@ -104,7 +104,13 @@ class DescentPath(AbstractPath):
             after = _tree.as_arrays(self._step(eqx.combine(dynamic, static)))
             return eqx.filter(after, eqx.is_array)
 
-        return eqx.combine(jax.lax.while_loop(going_on, step, dynamic), static)
+        state = eqx.combine(jax.lax.while_loop(going_on, step, dynamic), static)
+        gradient = jax.lax.cond(
+            state.code == NONFINITE,  # then the loop left the gradient that was refused
+            lambda: self._batch(state.step, state.order).gradient(state.params),
+            lambda: state.gradient,
+        )
+        return eqx.tree_at(lambda s: s.gradient, state, gradient)
 
     def _step(self, now: DescentState) -> DescentState:
         """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
@@ -129,16 +135,10 @@ class DescentPath(AbstractPath):
             )
             code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
             watch_hvps += hvps
-        made = (step, params, optimizer_state, loss, gradient, order)
-        before = (
-            now.step,
-            now.params,
-            now.optimizer_state,
-            now.loss,
-            now.gradient,
-            now.order,
-        )
-        step, params, optimizer_state, loss, gradient, order = _tree.where(finite, made, before)
+        made = (step, params, optimizer_state, loss, order)
+        before = (now.step, now.params, now.optimizer_state, now.loss, now.order)
+        # the gradient is not among them: choosing it too would double the cost of a small step
+        step, params, optimizer_state, loss, order = _tree.where(finite, made, before)
         runaway = loss > _RUNAWAY * jnp.maximum(jnp.abs(now.scale), 1)
         return DescentState(
             step=step,
@@ -197,11 +197,6 @@ class DescentPath(AbstractPath):
         """The number of steps made."""
         return Position(state.step, state.step, state.code)
 
-    def params(self, state, position):
-        """Those of the last step: a descent is nowhere in between."""
-        del position
-        return state.params
-
     def locate(self, state):
         """At the last step, where the condition was found to hold."""
         margins = self._margins(state)
@@ -211,11 +206,12 @@ class DescentPath(AbstractPath):
     def _margins(self, state):
         return self.watch.margins(self.problem, state.params, state.sides, state.watched)[0]
 
-    def measure(self, state, position, params):
+    def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
+        del position
         if self.minibatch is None:
-            return state.loss, _norm(state.gradient), 0
-        return *loss_and_gradient_norm(self.problem, params), 1
+            return state.params, state.loss, _norm(state.gradient), 0
+        return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
 
     def shown(self, state):
         """The step number."""

@@ -25,7 +25,6 @@ from gflow._stepper import (
     Position,
     Run,
     Watch,
-    loss_and_gradient_norm,
 )
 from gflow._trajectory import Trajectory
 from gflow.flows import AbstractFlow, GradientFlow
@@ -164,7 +163,8 @@ class FlowPath(AbstractPath):
         failed = results.where(keep, solver_result, results.successful)
         failed = results.where(failed == results.successful, controller_result, failed)
         nonfinite = jnp.where(finite, 0, now.nonfinite + 1)
-        stuck = t_next <= t
+        # no time passes any more, or a rejected step can't be made shorter by rounding
+        stuck = (t_next <= t) | (~keep & (t_next >= now.t_next))
         code = jnp.select(
             [
                 failed != results.successful,
@@ -216,15 +216,17 @@ class FlowPath(AbstractPath):
         """The time reached."""
         return Position(state.t, state.steps, state.code)
 
-    def params(self, state, position):
-        """From the solver's dense output, within the last accepted step."""
-        if position == float(state.t):
-            return state.params
-        return self._interpolate(state, jnp.asarray(position, state.t.dtype))
+    def record(self, state, position):
+        """From the solver's dense output within the last step: one gradient."""
+        return *self._record(state, np.asarray(position)), 1
 
     @eqx.filter_jit
-    def _interpolate(self, state, t):
-        return self._at(state, t)
+    def _record(self, state, position):
+        t = position.astype(state.t.dtype)
+        # the end of the step itself, not its interpolation, so that records can't touch a bit of it
+        params = jax.lax.cond(t >= state.t, lambda: state.params, lambda: self._at(state, t))
+        loss, gradient = self.problem.value_and_gradient(params)
+        return params, loss, _tree.norm(gradient)
 
     def _at(self, state, t):
         interpolation = self.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense)
@@ -260,11 +262,6 @@ class FlowPath(AbstractPath):
             return jnp.where(at_end[which] <= 0, solution.value, jnp.inf)
 
         return jnp.stack([crossing(which) for which in range(len(self.watch.stops))])
-
-    def measure(self, state, position, params):
-        """Evaluated at the interpolated parameters: one gradient."""
-        del state, position
-        return *loss_and_gradient_norm(self.problem, params), 1
 
     def shown(self, state):
         """The step size."""
@@ -347,6 +344,9 @@ class FlowPath(AbstractPath):
 
 def _gradients(solver: diffrax.AbstractSolver) -> tuple[int | None, int]:
     """Gradients that one attempted step takes, and those before the first one."""
+    if isinstance(solver, diffrax.HalfSolver):
+        per_step, at_start = _gradients(solver.solver)
+        return (None if per_step is None else 3 * per_step), at_start
     if isinstance(solver, diffrax.AbstractERK):
         tableau = solver.tableau
         assert isinstance(tableau, diffrax.ButcherTableau)  # of one term
@@ -458,12 +458,6 @@ def flow_run(
     if controller is None:
         _check_tolerances(rtol, atol, dtype)
         controller = diffrax.PIDController(rtol=jnp.asarray(rtol, dtype), atol=jnp.asarray(atol, dtype))
-    if isinstance(controller, diffrax.ConstantStepSize) and dt0 is None:
-        raise ValueError("dt0 must be given with controller=ConstantStepSize(), as the step to take.")
-    if dt0 is not None and not (_is_number(dt0) and 0 < dt0 < math.inf):
-        raise ValueError(f"dt0 must be a positive finite step size, but {dt0!r} came.")
-    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
-        raise ValueError(f"max_steps must be a positive integer or None, but {max_steps!r} came.")
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)
         and isinstance(solver.term_structure, type)
@@ -473,7 +467,19 @@ def flow_run(
             f"solver must be a diffrax solver for ODEs with one vector field, such as "
             f"diffrax.Tsit5(), but {solver!r} came."
         )
-    if dt0 is None and isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+    adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
+    if adaptive and solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"solver must give an error estimate for an adaptive step size, but {type(solver).__name__} has "
+            "none; pass controller=diffrax.ConstantStepSize() with dt0, or another solver."
+        )
+    if isinstance(controller, diffrax.ConstantStepSize) and dt0 is None:
+        raise ValueError("dt0 must be given with controller=ConstantStepSize(), as the step to take.")
+    if dt0 is not None and not (_is_number(dt0) and 0 < dt0 < math.inf):
+        raise ValueError(f"dt0 must be a positive finite step size, but {dt0!r} came.")
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise ValueError(f"max_steps must be a positive integer or None, but {max_steps!r} came.")
+    if dt0 is None and adaptive:
         dt0 = _FIRST_STEP
     path = FlowPath(
         problem=problem,
@@ -521,7 +527,9 @@ def _with_tolerances(
 
 
 def _is_number(x: Any) -> bool:
-    return np.ndim(x) == 0 and np.issubdtype(np.result_type(x), np.number) and not np.iscomplexobj(x)
+    if isinstance(x, bool) or not isinstance(x, (int, float, np.number, np.ndarray, jax.Array)):
+        return False
+    return np.ndim(x) == 0 and not np.iscomplexobj(x)
 
 
 def _save_times(save_at: Any, t_max: Any, has_stop: bool) -> np.ndarray:

@@ -39,7 +39,10 @@ class Position(NamedTuple):
 
 
 class AbstractPath(eqx.Module):
-    """A path through parameter space, in compiled pieces. Positions are times or step numbers."""
+    """A path through parameter space, in compiled pieces. Positions are times or step numbers.
+
+    Its states are PyTrees with the attribute `params`, θ at their position.
+    """
 
     problem: eqx.AbstractVar[Problem]
     watch: eqx.AbstractVar["Watch"]
@@ -57,16 +60,15 @@ class AbstractPath(eqx.Module):
         """The position of `state`."""
 
     @abc.abstractmethod
-    def params(self, state: PyTree, position: float | int) -> PyTree[Array]:
-        """θ at `position`, which lies within the last step."""
+    def record(self, state: PyTree, position: float | int) -> tuple[PyTree[Array], Array, Array, int]:
+        """θ, loss and gradient norm at `position`, which lies within the last step.
+
+        And the number of gradients that this took.
+        """
 
     @abc.abstractmethod
     def locate(self, state: PyTree) -> tuple[float | int, int]:
         """After STOPPED: the position at which a stop condition held first, and which one."""
-
-    @abc.abstractmethod
-    def measure(self, state: PyTree, position: float | int, params: PyTree) -> tuple[Array, Array, int]:
-        """Loss and gradient norm at `position`, and the number of gradients that this took."""
 
     @abc.abstractmethod
     def explain(self, state: PyTree, code: int | None, initial_loss: float) -> tuple[str, str]:
@@ -290,9 +292,13 @@ class Run:
                     if code != RUNNING:
                         yield from self._finish_early(index, code, initial_loss)
                         return
-                    self._last = self.path.params(self._state, target)
-                    if index < len(self.positions):
-                        yield self._record(target, self.times[index])
+                    if index == len(self.positions):
+                        self._last = self._state.params
+                    elif self._record(target, self.times[index]):
+                        yield self._last
+                    else:
+                        self.status, self.reason = self.path.explain(self._state, NONFINITE, initial_loss)
+                        return
             except KeyboardInterrupt:
                 self.status, self.reason = (
                     "interrupted",
@@ -346,13 +352,17 @@ class Run:
         else:
             here = float(self.path.where(self._state).position)
             self.status, self.reason = self.path.explain(self._state, code, initial_loss)
-        self._last = self.path.params(self._state, here)
-        if index == 0 or here > self.positions[index - 1]:
-            yield self._record(here, self.time(here))
+        new = index == 0 or here > self.positions[index - 1]
+        if new and self._record(here, self.time(here)):
+            yield self._last
 
-    def _record(self, position: float | int, t: float) -> PyTree[Array]:
-        params = self._last
-        loss, gradient_norm, gradients = self.path.measure(self._state, position, params)
+    def _record(self, position: float | int, t: float) -> bool:
+        """Records at `position`, unless loss or gradient are not finite there."""
+        params, loss, gradient_norm, gradients = self.path.record(self._state, position)
+        self.record_gradients += gradients
+        if not np.all(np.isfinite(jax.device_get((loss, gradient_norm)))):
+            return False
+        self._last = params
         values, hvps = {}, 0
         if self.observables:
             values, self._observed, hvps = _read_observables(
@@ -361,11 +371,10 @@ class Run:
         self.t.append(t)
         for name, value in {"loss": loss, "gradient_norm": gradient_norm, **values}.items():
             self.records.setdefault(name, []).append(value)
-        self.record_gradients += gradients
         self.record_hvps += hvps
         if self.save_models:
             self.saved.append(params)
-        return params
+        return True
 
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""

@@ -72,7 +72,9 @@ def test_records_of_both_paths_and_sharpness():
     top = np.linalg.eigvalsh(dense_hessian(problem))[-1]
     np.testing.assert_allclose(both.flow["sharpness"][0], top, rtol=1e-6)
     alone = gflow.integrate(*network, 10.0, save_at=2)
-    for a, b in zip(jax.tree.leaves(alone.model.layers), jax.tree.leaves(both.flow.model.layers), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(alone.model.layers), jax.tree.leaves(both.flow.model.layers), strict=True
+    ):
         assert np.array_equal(a, b)
 
 
@@ -96,9 +98,7 @@ def test_digits_at_the_edge_of_stability(dtype):
     spec = importlib.util.spec_from_file_location("flow_vs_gd", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    cast = lambda tree: jax.tree.map(
-        lambda a: a.astype(dtype) if isinstance(a, jax.Array) else a, tree
-    )
+    cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype) if isinstance(a, jax.Array) else a, tree)
     model, data = cast(example.network((64, 24, 24, 10))), cast(example.digits(300))
     both = gflow.compare(model, data, learning_rate=0.4, t_max=200.0)
     assert both.flow["sharpness"].dtype == dtype and both.flow["sharpness"][-1] > both.threshold

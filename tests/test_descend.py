@@ -9,22 +9,25 @@ from systems import Linear, tanh_network
 import gflow
 
 
-def hand_written(network, optimizer, steps, data_at=lambda k, data: data):
+def hand_written(network, optimizer, steps):
     """The loop that users write, with its own squared error."""
     model, data = network
     params, static = eqx.partition(model, eqx.is_inexact_array)
     state = optimizer.init(params)
     losses = []
-    for k in range(steps):
-        x, y = data_at(k, data)
+    x, y = data
 
-        def loss(p, x, y):
-            f = jax.vmap(eqx.combine(p, static))(x)
-            return 0.5 * jnp.sum((f - y) ** 2) / len(x)
+    def loss(p):
+        return 0.5 * jnp.sum((jax.vmap(eqx.combine(p, static))(x) - y) ** 2) / len(x)
 
-        value, gradient = jax.value_and_grad(loss)(params, x, y)
+    @jax.jit
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, value
+
+    for _ in range(steps):
+        params, state, value = step(params, state)
         losses.append(value)
     return params, np.asarray(losses)
 
@@ -104,25 +107,24 @@ def test_epochs_visit_every_example_once():
 
 
 def test_sampling_with_replacement_is_uniform_and_repeats():
-    n = 5
-    model = Linear(jnp.zeros(n))
+    n, steps = 5, 400
     traj = gflow.descend(
-        model,
+        Linear(jnp.zeros(n)),
         (np.eye(n), np.ones(n)),
         1e-6,
-        4000,
+        steps,
         minibatch=2,
         replace=True,
         key=jax.random.key(3),
         save_every=1,
-        save_models=True,
+        observe={"w": lambda model, _: model.w},
     )
-    moved = np.diff(np.asarray(traj.models.w), axis=0) / 0.5e-6
-    counts = np.rint(moved)
+    # with orthogonal inputs, each draw moves its own coordinate by η/2
+    counts = np.rint(np.diff(traj["w"], axis=0) / 0.5e-6)
     assert np.all(counts.sum(axis=1) == 2) and counts.max() == 2
     share = (counts == 2).any(axis=1).mean()  # both draws alike: probability 1/n
-    assert abs(share - 1 / n) < 4 * np.sqrt(0.2 * 0.8 / 4000)
-    np.testing.assert_allclose(counts.mean(axis=0), 2 / n, atol=0.05)
+    assert abs(share - 1 / n) < 4 * np.sqrt(0.2 * 0.8 / steps)
+    np.testing.assert_allclose(counts.mean(axis=0), 2 / n, atol=0.13)
 
 
 def test_minibatch_of_everything_is_full_batch():

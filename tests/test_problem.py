@@ -203,7 +203,7 @@ def test_bad_models():
         gflow.Problem(_Pair(jnp.ones(2)), data)
     with pytest.warns(UserWarning, match="bfloat16.*2-3 digits"):
         gflow.Problem(Linear(jnp.ones(2, dtype=jnp.bfloat16)), data)
-    for chunk_size in (0, -1, 2.5, True):
+    for chunk_size in (0, -1, True):
         with pytest.raises(ValueError, match="chunk_size must be"):
             gflow.Problem(Linear(jnp.ones(2)), data, chunk_size=chunk_size)
 

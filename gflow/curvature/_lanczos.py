@@ -19,14 +19,14 @@ from gflow import _tree
 # eigenvalue λ, and once |χ(level)| share·LUCK/√P > Π β, an eigenvalue above `level` was missed only
 # if |g| < LUCK: a probability below 0.8·LUCK. `level` is MARGIN·‖A‖ above the k-th value; the test
 # costs nothing and, for a random start and k = 1, holds as soon as the residual is small.
-MARGIN = 0.02
+MARGIN = 0.005
 LUCK = 0.02
 # Share of noise in a warm start. Measured on Hessians of tanh networks (P = 615, 1555) 2-20 steps of
 # descent later, and on old vectors overtaken by 1%-100%, 10 draws each. Without the test above a
 # float32 run at rtol 1e-4 took the overtaken vector for the top one in 7 of 10 draws with noise 0.1
 # and still in 2 of 10 with noise 1; with it in none. With the test, noise 0.01 / 0.1 / 1 costs
 # 22 / 17 / 19 HVPs in float64 (cold: 24) and 17 / 16 / 18 in float32 (cold: 18): 0.1 it is.
-NOISE = 0.1
+NOISE = 0.3
 _ROUNDING = 30  # residuals below 30 eps ‖A‖ are rounding of a Hessian-vector product
 _LONGEST = 6  # steps between two looks at the Ritz values, at most
 
@@ -82,9 +82,7 @@ class _State(NamedTuple):
     deficit: Array
 
 
-def warm_start(
-    vector: Float[Array, "P"], key: PRNGKeyArray
-) -> tuple[Float[Array, "P"], Float[Array, ""]]:
+def warm_start(vector: Float[Array, "P"], key: PRNGKeyArray) -> tuple[Float[Array, "P"], Float[Array, ""]]:
     """A start for [`lanczos`][] near `vector`, an eigenvector of a nearby operator, and its share.
 
     Returns `start = v/‖v‖ + 0.1 z`, z uniform on the unit sphere, and the random share of it, to be

@@ -41,7 +41,7 @@ def track(
     k: int = 1,
     *,
     rtol: float | Float[Array, ""] | None = None,
-    max_hvps: int | None = None,
+    max_hvps: int | Int[Array, ""] | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Eigenpairs:
     """As [`gflow.curvature.top_eigenpairs`][], but for use inside compiled code, and warm-started.
@@ -111,7 +111,9 @@ def top_eigenpairs(
             "eigenvalues; cast the model."
         )
     if rtol is not None and not finest < rtol < 1:
-        raise ValueError(f"rtol must lie between {finest:.1e} (the resolution of {dtype}) and 1, but {rtol!r} came.")
+        raise ValueError(
+            f"rtol must lie between {finest:.1e} (the resolution of {dtype}) and 1, but {rtol!r} came."
+        )
     if max_hvps is not None and (not isinstance(max_hvps, (int, np.integer)) or max_hvps < 1):
         raise ValueError(f"max_hvps must be a positive number of products or None, but {max_hvps!r} came.")
     pairs = _track(
@@ -120,7 +122,7 @@ def top_eigenpairs(
         None,
         int(k),
         rtol=jnp.asarray(_default_rtol(dtype) if rtol is None else rtol, dtype),
-        max_hvps=np.asarray(_default_hvps(k) if max_hvps is None else max_hvps),
+        max_hvps=jnp.asarray(_default_hvps(k) if max_hvps is None else max_hvps),
         key=jax.random.key(0) if key is None else key,
     )
     if not pairs.converged:

@@ -1,0 +1,278 @@
+"""What the verbs say to arguments and runs that can't work: one sentence, and the path up to there."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from systems import Linear
+
+import gflow
+
+DATA = (np.ones((1, 1)), np.ones(1))
+MODEL = Linear(jnp.zeros(1))
+
+
+def refuses(message, function, *args, **kwargs):
+    with pytest.raises(ValueError, match=message) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("t_max", [0.0, -1.0, np.nan, -np.inf])
+def test_horizon(t_max):
+    refuses("t_max must be a positive time", gflow.integrate, MODEL, DATA, t_max)
+    refuses("t_max must be a positive finite", gflow.compare, MODEL, DATA, learning_rate=0.1, t_max=t_max)
+
+
+def test_endless_horizon():
+    refuses("t_max may be infinite only", gflow.integrate, MODEL, DATA, np.inf)
+    stop = gflow.stop.LossBelow(1e-3)
+    refuses("t_max may be infinite only", gflow.integrate, MODEL, DATA, np.inf, stop=stop)
+    refuses("t_max must be at least one", gflow.compare, MODEL, DATA, learning_rate=0.5, t_max=0.3)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-3, np.nan, np.inf])
+def test_tolerances(tolerance):
+    refuses("rtol must be a positive", gflow.integrate, MODEL, DATA, 1.0, rtol=tolerance)
+    refuses("atol must be a positive", gflow.integrate, MODEL, DATA, 1.0, atol=tolerance)
+    if tolerance <= 0:
+        refuses("rtol must lie between", gflow.sharpness, MODEL, DATA, rtol=tolerance)
+
+
+def test_tolerance_beyond_the_dtype():
+    refuses("rtol must be at least 2.2e-15", gflow.integrate, MODEL, DATA, 1.0, rtol=1e-15)
+    single = Linear(jnp.zeros(1, dtype=jnp.float32))
+    refuses("float32.*jax_enable_x64", gflow.integrate, single, DATA, 1.0, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "save_at, message",
+    [
+        (1, "at least 2"),
+        (0, "at least 2"),
+        (True, "at least 2"),
+        ([0.0, 2.0], "between 0 and t_max"),
+        ([-0.1, 0.5], "between 0 and t_max"),
+        ([0.5, 0.2], r"save_at\[0\] = 0.5 is followed by 0.2"),
+        ([0.5, 0.5], "increase strictly"),
+        ([0.1, np.nan], "finite times"),
+        ([], "finite times"),
+        (np.ones((1, 2)), "one-dimensional"),
+    ],
+)
+def test_save_times(save_at, message):
+    refuses(message, gflow.integrate, MODEL, DATA, 1.0, save_at=save_at)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, np.nan, np.inf])
+def test_learning_rate(rate):
+    refuses("optimizer must be a positive finite learning rate or", gflow.descend, MODEL, DATA, rate, 5)
+    refuses("learning_rate must be", gflow.compare, MODEL, DATA, learning_rate=rate, t_max=1.0)
+    refuses("learning_rate must be", gflow.descend, MODEL, DATA, optax.adam(0.1), 5, learning_rate=rate)
+
+
+def test_counts():
+    for steps in (0, -3):
+        refuses("steps must be a positive integer", gflow.descend, MODEL, DATA, 0.1, steps)
+    refuses("save_every must be a positive", gflow.descend, MODEL, DATA, 0.1, 5, save_every=0)
+    refuses("max_steps must be a positive", gflow.integrate, MODEL, DATA, 1.0, max_steps=0)
+    refuses("minibatch must be at most.*1, but 2", gflow.descend, MODEL, DATA, 0.1, 5, minibatch=2)
+    refuses("key must be given with minibatch", gflow.descend, MODEL, DATA, 0.1, 5, minibatch=1)
+    refuses("max_hvps must be a positive", gflow.sharpness, MODEL, DATA, max_hvps=0)
+    refuses("k must be a positive number", gflow.observe.Sharpness, 0)
+
+
+def test_unknown_names():
+    refuses(
+        "quantity 'margin', which is not recorded; this run has loss, gradient_norm",
+        gflow.integrate,
+        MODEL,
+        DATA,
+        1.0,
+        stop=gflow.stop.Crosses("margin", 1.0),
+    )
+    refuses("'loss'.*records anyway", gflow.integrate, MODEL, DATA, 1.0, observe={"loss": lambda m, d: 0.0})
+    twice = [gflow.observe.Sharpness(), gflow.observe.Sharpness()]
+    refuses("'sharpness'.*more than once", gflow.integrate, MODEL, DATA, 1.0, observe=twice)
+    refuses("level must be a finite number", gflow.stop.LossBelow, np.nan)
+    refuses(
+        "only a scalar can cross a level",
+        gflow.integrate,
+        MODEL,
+        DATA,
+        1.0,
+        observe={"w": lambda m, d: jnp.ones(3)},
+        stop=gflow.stop.Crosses("w", 1.0),
+    )
+
+
+def test_solvers_that_do_not_fit():
+    refuses("dt0 must be given", gflow.integrate, MODEL, DATA, 1.0, controller=diffrax.ConstantStepSize())
+    refuses("dt0 must be a positive", gflow.integrate, MODEL, DATA, 1.0, dt0=-0.1)
+    refuses("ODEs with one vector field", gflow.integrate, MODEL, DATA, 1.0, solver=diffrax.KenCarp4())
+    refuses("must give an error estimate", gflow.integrate, MODEL, DATA, 1.0, solver=diffrax.Euler())
+
+
+WRONG_TYPES = """
+import gflow, equinox as eqx, jax, numpy as np
+model = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+data = np.ones((2, 1)), np.ones((2, 1))
+calls = [
+    lambda: gflow.Problem(model, data, "mse"),
+    lambda: gflow.Problem(model, data, chunk_size=2.5),
+    lambda: gflow.integrate(model, data, "long"),
+    lambda: gflow.integrate(model, data, 1.0, solver="rk4"),
+    lambda: gflow.integrate(model, data, 1.0, observe=["sharpness"]),
+    lambda: gflow.integrate(model, data, 1.0, observe={"a": 3}),
+    lambda: gflow.integrate(model, data, 1.0, stop=["loss"]),
+    lambda: gflow.integrate(model, data, 1.0, max_steps=2.5),
+    lambda: gflow.descend(model, data, "adam", 3),
+    lambda: gflow.descend(model, data, 0.1, 3.5),
+    lambda: gflow.compare(model, data, learning_rate=None, t_max=1.0),
+    lambda: gflow.curvature.top_eigenpairs(gflow.Problem(model, data), 1.5),
+]
+for call in calls:
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_wrong_types():
+    # in a process of its own, where no type checker is faster than the library
+    result = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True)
+    said = result.stdout.splitlines()
+    names = ["loss", "chunk_size", "t_max", "solver", "observe", "observe", "stop", "max_steps"]
+    names += ["optimizer", "steps", "learning_rate", "k"]
+    assert not result.stderr and len(said) == len(names)
+    for sentence, name in zip(said, names, strict=True):
+        assert sentence.startswith(name) and "must" in sentence or "stop" in sentence
+
+
+class Scalar(eqx.Module):
+    w: jax.Array
+
+
+def start(value):
+    return Scalar(jnp.array(float(value)))
+
+
+def test_loss_that_is_not_finite_at_the_start():
+    refuses(
+        "loss must be finite.*the loss is nan",
+        gflow.integrate,
+        start(-1),
+        None,
+        1.0,
+        loss=lambda m, d: jnp.log(m.w),
+    )
+    refuses(
+        "gradient of the loss is (inf|nan)",
+        gflow.descend,
+        start(0),
+        None,
+        0.1,
+        5,
+        loss=lambda m, d: jnp.sqrt(m.w),
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"controller": diffrax.ConstantStepSize(), "dt0": 0.0625, "solver": diffrax.Midpoint()}]
+)
+def test_gradient_that_turns_nan_ends_within_a_few_steps(options):
+    # dw/dt = −1 until w = 0.3, at t = 0.7; there the gradient turns NaN
+    loss = lambda model, data: model.w + jnp.where(model.w > 0.3, 0.0, jnp.nan) * model.w
+    with pytest.raises(gflow.FlowError) as caught:
+        gflow.integrate(start(1), None, 5.0, loss=loss, save_at=51, **options)
+    traj = caught.value.trajectory
+    assert traj.status == "nonfinite" and "t = 0." in traj.reason and not traj.ok
+    assert 0.55 < traj.t[-1] <= 0.7 and traj.stats["steps"] < 200
+    np.testing.assert_allclose(traj.loss, 1 - traj.t, rtol=1e-6)
+    np.testing.assert_allclose(traj.model.w, 1 - traj.t[-1], rtol=1e-6)
+
+
+def test_finite_time_blow_up_is_divergence():
+    # dw/dt = w², so that w = 1/(1 − t)
+    traj = gflow.integrate(start(1), None, 2.0, loss=lambda m, d: -(m.w**3) / 3, throw=False)
+    assert traj.status == "diverged" and "blow-up" in traj.reason
+    assert abs(traj.t[-1] - 1) < 1e-3 and np.all(np.isfinite(traj.loss))
+    early = traj.t < 0.9
+    np.testing.assert_allclose(traj.loss[early], -((1 - traj.t[early]) ** -3) / 3, rtol=1e-2)
+
+
+def test_an_explosion_under_fixed_steps_is_never_success():
+    traj = gflow.integrate(
+        start(3),
+        None,
+        400.0,
+        loss=lambda m, d: m.w**4,
+        solver=diffrax.Euler(),
+        controller=diffrax.ConstantStepSize(),
+        dt0=1.0,
+        throw=False,
+    )
+    assert traj.status == "diverged" and np.all(np.isfinite(traj.loss)) and np.isfinite(traj.model.w)
+
+
+def test_max_steps_tells_stiffness_from_tolerance():
+    x = np.array([[1.0, 0.0], [0.0, 300.0]])
+    stiff = gflow.integrate(
+        Linear(jnp.ones(2)), (x, np.zeros(2)), 50.0, max_steps=300, throw=False, rtol=1e-3
+    )
+    assert stiff.status == "max_steps" and "stiffness limits the step" in stiff.reason
+    tight = gflow.integrate(
+        Linear(jnp.ones(2)),
+        (np.eye(2), np.zeros(2)),
+        50.0,
+        max_steps=30,
+        rtol=1e-13,
+        atol=1e-15,
+        throw=False,
+    )
+    assert tight.status == "max_steps" and "tolerance limits the step" in tight.reason
+    assert 0 < tight.t[-1] < 50 and tight.loss[-1] < tight.loss[0]
+
+
+def test_ctrl_c_returns_the_partial_path():
+    def interrupt():
+        time.sleep(4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for run in (
+        lambda: gflow.integrate(
+            MODEL,
+            DATA,
+            1e9,
+            controller=diffrax.ConstantStepSize(),
+            dt0=1e-3,
+            save_at=[0.0, 1.0, 1e9],
+            max_steps=10**9,
+        ),
+        lambda: gflow.descend(MODEL, DATA, 1e-9, 10**9, save_every=10**6),
+    ):
+        threading.Thread(target=interrupt).start()
+        traj = run()
+        assert traj.status == "interrupted" and not traj.ok and "interrupted" in traj.reason
+        assert len(traj.t) >= 2 and np.all(np.isfinite(traj.loss)) and traj.stats["steps"] > 100
+
+
+def test_progress_bar(capfd):
+    gflow.integrate(MODEL, DATA, 1.0, progress=True)
+    shown = capfd.readouterr().err
+    assert "100%" in shown and "t = 1/1" in shown and "loss=" in shown and "step=" in shown
+    gflow.descend(MODEL, DATA, 0.1, 10, progress=True)
+    assert "t = 1/1" in capfd.readouterr().err
+    gflow.integrate(MODEL, DATA, 1.0)
+    assert capfd.readouterr().err == ""
