@@ -155,6 +155,9 @@ def compare(
     for there, here in zip_longest(flow, descent):
         if there is not None and here is not None:
             distance.append(_distance(here, there, problem.params))
+        for run, other in ((flow, descent), (descent, flow)):
+            if run.status == "interrupted" and not other.status:
+                other.interrupt()
     result = Comparison(
         flow=flow.trajectory(throw=False),
         descent=descent.trajectory(throw=False),

@@ -1,267 +1,23 @@
 """Descent with a finite step: what an optimiser really does."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
-from gflow import _tree
+from gflow._descent_path import DescentPath
 from gflow._problem import Problem
-from gflow._stepper import (
-    DIVERGED,
-    NONFINITE,
-    RUNNING,
-    STOPPED,
-    AbstractPath,
-    Position,
-    Run,
-    Watch,
-    loss_and_gradient_norm,
-)
+from gflow._stepper import Run
 from gflow._trajectory import Trajectory
+from gflow._watch import Watch
 from gflow.observe import AbstractObservable, as_observables
 from gflow.stop import AbstractStop
-
-# Losses of so many steps leave the compiled loop at once.
-_BUFFER = 4096
-# A loss this many times its start (and 1) is called divergence before it overflows.
-_RUNAWAY = 1e6
-
-
-class DescentState(eqx.Module):
-    """Everything a descent needs to go on: parameters, and the gradient for the next step."""
-
-    step: Int[Array, ""]
-    params: PyTree[Array]
-    optimizer_state: PyTree
-    loss: Float[Array, ""]
-    gradient: PyTree[Array]
-    order: Int[Array, " examples"] | None
-    scale: Float[Array, ""]
-    losses: Float[Array, " buffer"]
-    filled: Int[Array, ""]
-    code: Int[Array, ""]
-    sides: Float[Array, " stops"]
-    watched: PyTree
-    watch_hvps: Int[Array, ""]
-
-
-class DescentPath(AbstractPath):
-    """Steps of an optimiser as a path: positions are step numbers."""
-
-    problem: Problem
-    watch: Watch
-    optimizer: optax.GradientTransformation | Float[Array, ""]
-    minibatch: int | None = eqx.field(static=True)
-    replace: bool = eqx.field(static=True)
-    check_every: Int[Array, ""]
-    key: Key[Array, ""]
-
-    @eqx.filter_jit
-    def start(self):
-        """Nothing done yet, except the first gradient."""
-        params = self.problem.params
-        zero = jnp.array(0)
-        order = None if self.minibatch is None or self.replace else self._shuffle(zero)
-        loss, gradient = self._batch(zero, order).value_and_gradient(params)
-        sides, watched = self.watch.start(self.problem, params)
-        state = DescentState(
-            step=zero,
-            params=params,
-            optimizer_state=self._transformation().init(params),
-            loss=loss,
-            gradient=gradient,
-            order=order,
-            scale=loss,
-            losses=jnp.zeros(_BUFFER, loss.dtype).at[0].set(loss),
-            filled=jnp.array(1),
-            code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
-            sides=sides,
-            watched=watched,
-            watch_hvps=zero,
-        )
-        return _tree.as_arrays(state)
-
-    @eqx.filter_jit
-    def advance(self, state, until, budget):
-        """Steps in one compiled loop."""
-        limit = state.step + jnp.minimum(budget, _BUFFER)
-        state = eqx.tree_at(lambda s: s.filled, state, jnp.zeros_like(state.filled))
-        dynamic, static = eqx.partition(state, eqx.is_array)
-
-        def going_on(dynamic):
-            now = eqx.combine(dynamic, static)
-            return (now.code == RUNNING) & (now.step < until) & (now.step < limit)
-
-        def step(dynamic):
-            after = _tree.as_arrays(self._step(eqx.combine(dynamic, static)))
-            return eqx.filter(after, eqx.is_array)
-
-        state = eqx.combine(jax.lax.while_loop(going_on, step, dynamic), static)
-        gradient = jax.lax.cond(
-            state.code == NONFINITE,  # then the loop left the gradient that was refused
-            lambda: self._batch(state.step, state.order).gradient(state.params),
-            lambda: state.gradient,
-        )
-        return eqx.tree_at(lambda s: s.gradient, state, gradient)
-
-    def _step(self, now: DescentState) -> DescentState:
-        """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
-        params, optimizer_state = self._propose(now)
-        step = now.step + 1
-        order = now.order
-        if self.minibatch is not None and not self.replace:
-            first = step % (self.problem.examples // self.minibatch) == 0
-            order = jax.lax.cond(first, lambda: self._shuffle(step), lambda: now.order)
-        loss, gradient = self._batch(step, order).value_and_gradient(params)
-        finite = jnp.isfinite(loss) & _tree.all_finite(gradient) & _tree.all_finite(params)
-        code = jnp.where(finite, RUNNING, NONFINITE)
-        watched, watch_hvps = now.watched, now.watch_hvps
-        if self.watch:
-            known = {}
-            if self.minibatch is None:
-                known = {"loss": loss, "gradient_norm": _tree.norm(gradient)}
-            margins, watched, hvps = jax.lax.cond(
-                finite & (step % self.check_every == 0),
-                lambda: self.watch.margins(self.problem, params, now.sides, now.watched, known),
-                lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
-            )
-            code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
-            watch_hvps += hvps
-        made = (step, params, optimizer_state, loss, order)
-        before = (now.step, now.params, now.optimizer_state, now.loss, now.order)
-        # the gradient is not among them: choosing it too would double the cost of a small step
-        step, params, optimizer_state, loss, order = _tree.where(finite, made, before)
-        runaway = loss > _RUNAWAY * jnp.maximum(jnp.abs(now.scale), 1)
-        return DescentState(
-            step=step,
-            params=params,
-            optimizer_state=optimizer_state,
-            loss=loss,
-            gradient=gradient,
-            order=order,
-            scale=now.scale,
-            losses=now.losses.at[now.filled].set(loss),
-            filled=now.filled + jnp.where(finite, 1, 0),
-            code=jnp.where((code == RUNNING) & runaway, DIVERGED, code),
-            sides=now.sides,
-            watched=watched,
-            watch_hvps=watch_hvps,
-        )
-
-    def _propose(self, now: DescentState) -> tuple[PyTree[Array], PyTree]:
-        """The parameters after one more update, and the optimiser's state."""
-        batch = self._batch(now.step, now.order)
-        updates, optimizer_state = self._transformation().update(
-            now.gradient,
-            now.optimizer_state,
-            now.params,
-            value=now.loss,
-            grad=now.gradient,
-            value_fn=batch.value,
-        )
-        return optax.apply_updates(now.params, updates), optimizer_state
-
-    def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        if isinstance(self.optimizer, optax.GradientTransformation):
-            return optax.with_extra_args_support(self.optimizer)
-        # built here, so that another η is another number and not another program
-        return optax.with_extra_args_support(optax.sgd(self.optimizer))
-
-    def _shuffle(self, step: Int[Array, ""]) -> Int[Array, " examples"]:
-        return jax.random.permutation(jax.random.fold_in(self.key, step), self.problem.examples)
-
-    def _batch(self, step: Int[Array, ""], order: Int[Array, " examples"] | None) -> Problem:
-        """The problem on the examples of this step."""
-        if self.minibatch is None:
-            return self.problem
-        n = self.problem.examples
-        if self.replace:
-            key = jax.random.fold_in(self.key, step)
-            chosen = jax.random.randint(key, (self.minibatch,), 0, n)
-        else:
-            assert order is not None
-            start = step % (n // self.minibatch) * self.minibatch
-            chosen = jax.lax.dynamic_slice_in_dim(order, start, self.minibatch)
-        batch = jtu.tree_map(lambda x: x[chosen], self.problem.data)
-        return eqx.tree_at(lambda p: p.data, self.problem, batch, is_leaf=lambda x: x is None)
-
-    def where(self, state):
-        """The number of steps made."""
-        return Position(state.step, state.step, state.code)
-
-    def locate(self, state):
-        """At the last step, where the condition was found to hold."""
-        margins = self._margins(state)
-        return int(state.step), int(np.argmin(margins))
-
-    @eqx.filter_jit
-    def _margins(self, state):
-        return self.watch.margins(self.problem, state.params, state.sides, state.watched)[0]
-
-    def record(self, state, position):
-        """Known from the step itself, except for mini-batches."""
-        del position
-        if self.minibatch is None:
-            return state.params, state.loss, _norm(state.gradient), 0
-        return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
-
-    def shown(self, state):
-        """The step number."""
-        return {"step": str(int(state.step))}
-
-    def step_losses(self, state):
-        """One loss per step, starting with step 0."""
-        return np.asarray(state.losses)[: int(state.filled)]
-
-    def doubts(self, records):
-        """A descent that ends above its start."""
-        loss = records["loss"]
-        if loss[-1] > loss[0] and self.minibatch is None:
-            return [
-                f"the loss ended at {loss[-1]:.3g}, above its start at {loss[0]:.3g}: the learning rate "
-                "may be too large for this problem"
-            ]
-        return []
-
-    def explain(self, state, code, initial_loss):
-        """Tells divergence from a loss that turns NaN."""
-        step, loss = int(state.step), float(state.loss)
-        attempt, _ = eqx.filter_jit(DescentPath._propose)(self, state)
-        start, there = (float(_tree.norm(p)) for p in (self.problem.params, attempt))
-        if code == DIVERGED or loss > 10 * initial_loss or not there < 1e3 * (1 + start):
-            return "diverged", (
-                f"the descent diverged: at step {step} the loss was {loss:.3g}, after {initial_loss:.3g} "
-                "at the start, and the next step leads further away; use a smaller learning rate"
-            )
-        return "nonfinite", (
-            f"loss or gradient became NaN or infinite at step {step + 1}; the last finite state is "
-            "kept. Look for log, sqrt or a division at 0 in model and loss"
-        )
-
-    def stats(self, state):
-        """One gradient per step, and the one that the next step would use."""
-        steps = int(state.step)
-        full = self.minibatch is None
-        checks = steps // int(self.check_every) + 1
-        plain = not isinstance(self.optimizer, optax.GradientTransformation)
-        return {
-            "optimizer": "gradient descent" if plain else "optax transformation",
-            "steps": steps,
-            "rejected": 0,
-            "gradients": steps + 1 + (0 if full else self.watch.gradients() * checks),
-            "hvps": int(state.watch_hvps),
-        }
-
-
-_norm = eqx.filter_jit(_tree.norm)
 
 
 def descend(
@@ -281,6 +37,7 @@ def descend(
     stop: AbstractStop | Sequence[AbstractStop] = (),
     chunk_size: int | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
     throw: bool = True,
     key: Key[Array, ""] | None = None,
 ) -> Trajectory:
@@ -302,7 +59,7 @@ def descend(
         `minibatch` doesn't divide the number of examples is left out of that epoch).
     - `save_every`: record every so many steps, and after the last one; by default about a hundred
         times.
-    - `save_models`, `observe`, `stop`, `progress`, `throw`: as for [`gflow.integrate`][].
+    - `save_models`, `observe`, `stop`, `progress`, `checkpoint`, `throw`: as for [`gflow.integrate`][].
     - `key`: a JAX random key for the mini-batches.
 
     **Returns:** a [`gflow.Trajectory`][], which also has `step_loss`, the loss at every step.
@@ -324,6 +81,7 @@ def descend(
         observe=observe,
         stop=stop,
         progress=progress,
+        checkpoint=checkpoint,
         key=key,
     )
     for _ in run:
@@ -344,6 +102,7 @@ def descent_run(
     observe: Any = (),
     stop: Any = (),
     progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Run:
     """The arguments of `descend`, checked, as a run that has not begun."""
@@ -394,6 +153,7 @@ def descent_run(
         save_models=save_models,
         max_steps=steps,
         progress=progress,
+        checkpoint=checkpoint,
     )
 
 

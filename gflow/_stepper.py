@@ -6,6 +6,7 @@ other, so that records and observables are compiled apart from the steps and can
 """
 
 import abc
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from gflow import _tree
+from gflow._checkpoint import Checkpoint
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import RESERVED, AbstractObservable
-from gflow.stop import AbstractStop
+from gflow._watch import Watch
+from gflow.observe import AbstractObservable
 
 # Why an `advance` returned before its target; the paths add the words.
 RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE = range(6)
@@ -45,7 +47,7 @@ class AbstractPath(eqx.Module):
     """
 
     problem: eqx.AbstractVar[Problem]
-    watch: eqx.AbstractVar["Watch"]
+    watch: eqx.AbstractVar[Watch]
 
     @abc.abstractmethod
     def start(self) -> PyTree:
@@ -89,94 +91,6 @@ class AbstractPath(eqx.Module):
     @abc.abstractmethod
     def doubts(self, records: Mapping[str, np.ndarray]) -> list[str]:
         """Sentences on what in the records may make the result untrustworthy."""
-
-
-class Watch(eqx.Module):
-    """Stop conditions together with the observables that they name, ready to be compiled."""
-
-    stops: tuple[AbstractStop, ...]
-    levels: Float[Array, " stops"]
-    observables: tuple[AbstractObservable, ...]
-
-    def __init__(
-        self,
-        stop: AbstractStop | Sequence[AbstractStop],
-        observables: Sequence[AbstractObservable],
-        dtype: np.dtype,
-    ):
-        stops = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
-        known = {item.name: item for item in observables}
-        for item in stops:
-            if not isinstance(item, AbstractStop):
-                raise ValueError(
-                    "stop must be one or several conditions of gflow.stop, but holds a "
-                    f"{type(item).__name__}; for example stop=gflow.stop.LossBelow(1e-3)."
-                )
-            if item.quantity not in known and item.quantity not in RESERVED:
-                names = ", ".join((*RESERVED, *known))
-                raise ValueError(
-                    f"stop names the quantity {item.quantity!r}, which is not recorded; this run has "
-                    f"{names}. Add it with observe=."
-                )
-        self.levels = jnp.asarray([item.level for item in stops], dtype)
-        # the levels travel as an array, so that another level compiles nothing
-        self.stops = tuple(eqx.tree_at(lambda s: s.level, item, None) for item in stops)
-        self.observables = tuple(known[s.quantity] for s in stops if s.quantity in known)
-
-    def __bool__(self) -> bool:
-        return bool(self.stops)
-
-    def start(self, problem: Problem, params: PyTree) -> tuple[Float[Array, " stops"], PyTree]:
-        """The side of its level on which each quantity starts, and the observables' states."""
-        states = tuple(item.init(problem, params) for item in self.observables)
-        values, states, _ = self._values(problem, params, states)
-        sides = [
-            item.side(value, level)
-            for item, value, level in zip(self.stops, values, self.levels, strict=True)
-        ]
-        return jnp.stack(sides) if sides else self.levels, states
-
-    def margins(
-        self,
-        problem: Problem,
-        params: PyTree,
-        sides: Float[Array, " stops"],
-        states: PyTree,
-        known: Mapping[str, Array] | None = None,
-    ) -> tuple[Float[Array, " stops"], PyTree, Int[Array, ""]]:
-        """How far each quantity is on its side of the level (≤ 0: the condition holds).
-
-        Loss and gradient norm are not evaluated if they are `known`.
-        """
-        values, states, hvps = self._values(problem, params, states, known)
-        return sides * (values - self.levels), states, hvps
-
-    def gradients(self) -> int:
-        """Gradients that one evaluation takes; a loss alone is counted as one as well."""
-        return int(any(item.quantity in RESERVED for item in self.stops))
-
-    def _values(self, problem, params, states, known: Mapping[str, Array] | None = None):
-        found = dict(known or {})
-        quantities = {item.quantity for item in self.stops} - set(found)
-        if "gradient_norm" in quantities:
-            found["loss"], gradient = problem.value_and_gradient(params)
-            found["gradient_norm"] = _tree.norm(gradient)
-        elif "loss" in quantities:
-            found["loss"] = problem.value(params)
-        hvps = jnp.array(0)
-        new_states = []
-        for item, state in zip(self.observables, states, strict=True):
-            reading = item.read(problem, params, state)
-            found[item.name] = reading.values[item.name]
-            if found[item.name].shape != ():
-                raise ValueError(
-                    f"stop names {item.name!r}, which has shape {found[item.name].shape}, but only a "
-                    "scalar can cross a level; observe the entry that is meant on its own."
-                )
-            new_states.append(reading.state)
-            hvps += reading.hvps
-        values = [found[item.quantity].astype(self.levels.dtype) for item in self.stops]
-        return jnp.stack(values) if values else self.levels, tuple(new_states), hvps
 
 
 @eqx.filter_jit
@@ -244,6 +158,7 @@ class Run:
         save_models: bool,
         max_steps: int,
         progress: bool,
+        checkpoint: str | os.PathLike | None,
     ):
         self.path = path
         self.positions = positions
@@ -259,7 +174,12 @@ class Run:
         self.saved: list[PyTree] = []
         self.status, self.reason = "", ""
         self.record_gradients, self.record_hvps = 0, 0
+        self._done = 0  # positions recorded
         self._step_losses: list[np.ndarray] = []
+        self._checkpoint = None
+        if checkpoint is not None:
+            decides = (path, np.asarray(positions), end, observables, save_models)
+            self._checkpoint = Checkpoint(checkpoint, decides)
         self._budget = 64
         self._clock = _Clock()
 
@@ -282,33 +202,47 @@ class Run:
             self._keep_step_losses()
             self._last = self.path.problem.params
             self._observed = _init_observables(self.observables, self.path.problem, self._last)
+            self._restore()
             # the horizon comes last even if nothing is recorded there
             targets = [*self.positions]
             if not targets or targets[-1] < self.end:
                 targets.append(self.end)
             try:
-                for index, target in enumerate(targets):
+                while self._done < len(targets):
+                    target = targets[self._done]
                     code = self._advance(target, bar)
                     if code != RUNNING:
-                        yield from self._finish_early(index, code, initial_loss)
+                        yield from self._finish_early(code, initial_loss)
                         return
-                    if index == len(self.positions):
+                    if self._done == len(self.positions):
                         self._last = self._state.params
-                    elif self._record(target, self.times[index]):
+                    elif self._record(target, self.times[self._done]):
                         yield self._last
                     else:
                         self.status, self.reason = self.path.explain(self._state, NONFINITE, initial_loss)
                         return
+                    self._done += 1
             except KeyboardInterrupt:
-                self.status, self.reason = (
-                    "interrupted",
-                    "the run was interrupted from the keyboard",
-                )
-                here = float(self.path.where(self._state).position)
-                self.reason += f" at t = {self.time(here):.6g}"
+                self.interrupt()
                 return
             self.status = "success"
             self.reason = f"the horizon t = {self.time(self.end):.6g} was reached"
+
+    def interrupt(self) -> None:
+        """Ends the run where it is."""
+        self._save()
+        here = self._position()
+        if self._is_new(here):
+            self._record(here, self.time(here))
+        self.status = "interrupted"
+        self.reason = f"the run was interrupted from the keyboard at t = {self.time(here):.6g}"
+
+    def _position(self) -> float:
+        return float(self.path.where(self._state).position)
+
+    def _is_new(self, position: float | int) -> bool:
+        """Whether `position` lies beyond the last one recorded."""
+        return self._done == 0 or position > self.positions[min(self._done, len(self.positions)) - 1]
 
     def _advance(self, target: float | int, bar: Any) -> int | None:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
@@ -328,6 +262,8 @@ class Run:
             self._state = self.path.advance(self._state, np.asarray(target), np.asarray(budget))
             jax.block_until_ready(self.path.where(self._state))
             self._keep_step_losses()
+            if self._checkpoint is not None and self._checkpoint.is_due():
+                self._save()
             elapsed = perf_counter() - began
             if elapsed < 0.1:
                 self._budget = min(2 * self._budget, 2**20)
@@ -339,7 +275,7 @@ class Run:
         if losses is not None:
             self._step_losses.append(losses)
 
-    def _finish_early(self, index: int, code: int | None, initial_loss: float):
+    def _finish_early(self, code: int | None, initial_loss: float) -> Iterator[PyTree[Array]]:
         """Records where the path ends before its horizon, and says why it does."""
         if code == STOPPED:
             here, which = self.path.locate(self._state)
@@ -350,11 +286,49 @@ class Run:
                 f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({type(stop).__name__})"
             )
         else:
-            here = float(self.path.where(self._state).position)
+            here = self._position()
             self.status, self.reason = self.path.explain(self._state, code, initial_loss)
-        new = index == 0 or here > self.positions[index - 1]
-        if new and self._record(here, self.time(here)):
+        if self._is_new(here) and self._record(here, self.time(here)):
             yield self._last
+
+    def _save(self) -> None:
+        """Writes the checkpoint, if there is to be one."""
+        if self._checkpoint is None:
+            return
+        header = {
+            "done": self._done,
+            "t": self.t,
+            "names": list(self.records),
+            "record_gradients": self.record_gradients,
+            "record_hvps": int(self.record_hvps),
+        }
+        trees = {
+            "now": (self._state, self._last, self._observed),
+            "step_losses": [np.concatenate(self._step_losses)] if self._step_losses else [],
+            "records": [np.stack(jax.device_get(values)) for values in self.records.values()],
+            "saved": _stack(self.saved),
+        }
+        self._checkpoint.write(header, trees)
+
+    def _restore(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        if self._checkpoint is None:
+            return
+        now = (self._state, self._last, self._observed)
+        found = self._checkpoint.read({"now": now}, rows=("step_losses", "records", "saved"))
+        if found is None:
+            return
+        header, trees = found
+        self._done, self.t = header["done"], header["t"]
+        self.record_gradients, self.record_hvps = header["record_gradients"], header["record_hvps"]
+        self._state, self._last, self._observed = trees["now"]
+        self._step_losses = trees["step_losses"]
+        self.records = {n: list(rows) for n, rows in zip(header["names"], trees["records"], strict=True)}
+        if trees["saved"]:
+            structure = jtu.tree_structure(self._last)
+            self.saved = [
+                jtu.tree_unflatten(structure, leaves) for leaves in zip(*trees["saved"], strict=True)
+            ]
 
     def _record(self, position: float | int, t: float) -> bool:
         """Records at `position`, unless loss or gradient are not finite there."""
@@ -384,8 +358,7 @@ class Run:
         path = self.path
         models = None
         if self.saved:
-            stacked = jtu.tree_map(lambda *leaves: jnp.stack(leaves), *self.saved)
-            models = path.problem.model(stacked)
+            models = path.problem.model(_stack(self.saved))
         stats = path.stats(self._state)
         hvps = int(self.record_hvps)
         if stats["gradients"] is not None:
@@ -424,6 +397,10 @@ class Run:
             shown = {"loss": f"{float(self.records['loss'][-1]):.4g}"} | shown
         bar.set_postfix(shown, refresh=False)
         bar.update(self.time(position) - bar.n)
+
+
+def _stack(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:
+    return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *trees) if trees else []
 
 
 class _Clock:

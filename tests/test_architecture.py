@@ -27,7 +27,10 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"solvers"}, "above"),  # diffrax solvers made for gradient flow
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
-    ({"_stepper"}, "above"),  # the one compiled loop
+    ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
+    ({"_watch"}, "above"),  # stop conditions inside a compiled loop
+    ({"_stepper"}, "above"),  # the loop that drives and records a path
+    ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data

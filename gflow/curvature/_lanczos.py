@@ -203,7 +203,7 @@ def lanczos(
 
         # Next look when half of what is missing (in logarithms) should be gained at the last rate.
         excess = jnp.log(jnp.maximum(residuals[top], tiny)) - jnp.log(jnp.maximum(tol[top], tiny))
-        deficit = jnp.clip(jnp.maximum(jnp.max(excess), jnp.where(small & telling, missing, 0)), 0, 99)
+        deficit = jnp.clip(jnp.maximum(jnp.max(excess), jnp.where(telling, missing, 0)), 0, 99)
         gap = 0.5 * deficit * s.gap / jnp.maximum(s.deficit - deficit, 1e-3)
         return s._replace(
             ritz=ritz,

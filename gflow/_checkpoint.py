@@ -1,0 +1,83 @@
+"""A file from which an interrupted run goes on, bit for bit."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from gflow._trajectory import read_archive, write_archive
+
+_SECONDS_BETWEEN = 30.0
+
+
+class Checkpoint:
+    """Keeps PyTrees and a JSON header in a file that belongs to one run.
+
+    `run` is everything that decides the run (problem, solver, tolerances, times, ...): a file written by
+    another run is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike, run: PyTree):
+        self.path = Path(path)
+        self._fingerprint = _fingerprint(run)
+        self._written = monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last one is old enough to be replaced."""
+        return monotonic() - self._written > _SECONDS_BETWEEN
+
+    def write(self, header: Mapping[str, Any], trees: Mapping[str, PyTree]) -> None:
+        """Replaces the file."""
+        arrays = {
+            f"{name}/{i}": leaf
+            for name, tree in trees.items()
+            for i, leaf in enumerate(jtu.tree_leaves(eqx.filter(tree, eqx.is_array)))
+        }
+        write_archive(self.path, "checkpoint", {**header, "fingerprint": self._fingerprint}, arrays)
+        self._written = monotonic()
+
+    def read(
+        self, like: Mapping[str, PyTree], rows: Sequence[str] = ()
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Header and trees as they were written; None without a file.
+
+        The trees in `like` get their structure from there; those named in `rows` come as lists of leaves.
+        """
+        if not self.path.exists():
+            return None
+        header, arrays = read_archive(self.path, "checkpoint")
+        if header["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} belongs to another run (its model, data, horizon, records or "
+                "tolerances differ, or the versions of the libraries); give this one a file of its own."
+            )
+        trees = {}
+        for name, tree in like.items():
+            dynamic, static = eqx.partition(tree, eqx.is_array)
+            leaves = [jnp.asarray(arrays[f"{name}/{i}"]) for i in range(len(jtu.tree_leaves(dynamic)))]
+            trees[name] = eqx.combine(jtu.tree_unflatten(jtu.tree_structure(dynamic), leaves), static)
+        for name in rows:
+            count = sum(key.startswith(name + "/") for key in arrays)
+            trees[name] = [arrays[f"{name}/{i}"] for i in range(count)]
+        return header, trees
+
+
+def _fingerprint(run: PyTree) -> str:
+    digest = hashlib.sha256()
+    dynamic, static = eqx.partition(run, eqx.is_array)
+    for leaf in jtu.tree_leaves(dynamic):
+        is_key = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    digest.update(re.sub("0x[0-9a-f]+", "", repr(static)).encode())  # addresses of functions
+    return digest.hexdigest()

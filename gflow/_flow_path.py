@@ -1,0 +1,338 @@
+"""A flow as a path: diffrax's own stepping calls in one compiled loop."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from gflow import _tree, curvature
+from gflow._problem import Problem
+from gflow._stepper import NONFINITE, RUNNING, SOLVER_FAILURE, STOPPED, UNDERFLOW, AbstractPath, Position
+from gflow._watch import Watch
+from gflow.flows import AbstractFlow, GradientFlow
+
+# So many rejected steps in a row that met a NaN or infinity end the run. Each divides the step by 5,
+# so a step that was only far too long recovers long before.
+_MAX_NONFINITE = 20
+
+
+class FlowState(eqx.Module):
+    """Everything a flow needs to go on, bit for bit; `dense` interpolates the last accepted step."""
+
+    t_before: Float[Array, ""]
+    t: Float[Array, ""]
+    t_next: Float[Array, ""]
+    params: PyTree[Array]
+    dense: PyTree
+    solver_state: PyTree
+    controller_state: PyTree
+    made_jump: Bool[Array, ""]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    nonfinite: Int[Array, ""]
+    code: Int[Array, ""]
+    result: diffrax.RESULTS
+    sides: Float[Array, " stops"]
+    watched: PyTree
+    watch_hvps: Int[Array, ""]
+
+
+class FlowPath(AbstractPath):
+    """A flow as a path: positions are times."""
+
+    problem: Problem
+    watch: Watch
+    flow: AbstractFlow
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    t_max: Float[Array, ""]
+    dt0: Float[Array, ""] | None
+
+    @eqx.filter_jit
+    def start(self):
+        """As diffrax starts: the first step size, the solver's state, nothing done yet."""
+        problem, solver = self.problem, self.solver
+        term = self.flow.term(problem)
+        zero = jnp.zeros((), self.t_max.dtype)
+        t_next, controller_state = self.controller.init(
+            term,
+            zero,
+            self.t_max,
+            problem.params,
+            self.dt0,
+            None,
+            solver.func,
+            solver.error_order(term),
+        )
+        t_next = jnp.minimum(t_next, self.t_max)
+        solver_state = solver.init(term, zero, t_next, problem.params, None)
+        made_jump = jnp.array(False)
+        _, _, dense, _, _ = eqx.filter_eval_shape(
+            solver.step, term, zero, t_next, problem.params, None, solver_state, made_jump
+        )
+        sides, watched = self.watch.start(problem, problem.params)
+        count = jnp.array(0)
+        state = FlowState(
+            t_before=zero,
+            t=zero,
+            t_next=t_next,
+            params=problem.params,
+            dense=jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense),
+            solver_state=solver_state,
+            controller_state=controller_state,
+            made_jump=made_jump,
+            steps=count,
+            rejected=count,
+            nonfinite=count,
+            code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
+            result=diffrax.RESULTS.successful,
+            sides=sides,
+            watched=watched,
+            watch_hvps=count,
+        )
+        return _tree.as_arrays(state)
+
+    @eqx.filter_jit
+    def advance(self, state, until, budget):
+        """Steps until `until` is passed, with diffrax's own stepping calls."""
+        term = self.flow.term(self.problem)
+        limit = state.steps + budget
+        _, static = eqx.partition(state, eqx.is_array)
+
+        def going_on(dynamic):
+            now = eqx.combine(dynamic, static)
+            return (now.code == RUNNING) & (now.t < until) & (now.steps < limit)
+
+        def step(dynamic):
+            after = _tree.as_arrays(self._step(term, eqx.combine(dynamic, static)))
+            return eqx.filter(after, eqx.is_array)
+
+        dynamic = jax.lax.while_loop(going_on, step, eqx.filter(state, eqx.is_array))
+        return eqx.combine(dynamic, static)
+
+    def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
+        """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
+        params, error, dense, solver_state, solver_result = self.solver.step(
+            term, now.t, now.t_next, now.params, None, now.solver_state, now.made_jump
+        )
+        finite = _tree.all_finite(params)
+        safe = _tree.where(finite, params, now.params)
+        error = jtu.tree_map(lambda e: jnp.where(finite & jnp.isfinite(e), e, jnp.inf), error)
+        order = self.solver.error_order(term)
+        keep, t, t_next, made_jump, controller_state, controller_result = self.controller.adapt_step_size(
+            now.t,
+            now.t_next,
+            now.params,
+            safe,
+            None,
+            error,
+            order,  # pyright: ignore[reportArgumentType]: None for methods without an estimate
+            now.controller_state,
+        )
+        keep = jnp.asarray(keep)
+        t = jnp.minimum(t, self.t_max)
+        t_next = self._clip(t, t_next, keep)
+        accept = keep & finite
+
+        # diffrax's order of precedence: a failed solve counts only if its step would have been kept
+        results = diffrax.RESULTS
+        failed = results.where(keep, solver_result, results.successful)
+        failed = results.where(failed == results.successful, controller_result, failed)
+        nonfinite = jnp.where(finite, 0, now.nonfinite + 1)
+        # no time passes any more, or a rejected step can't be made shorter by rounding
+        stuck = (t_next <= t) | (~keep & (t_next >= now.t_next))
+        code = jnp.select(
+            [
+                failed != results.successful,
+                (keep & ~finite) | (nonfinite > _MAX_NONFINITE),
+                stuck & (t < self.t_max),
+            ],
+            [SOLVER_FAILURE, NONFINITE, jnp.where(nonfinite > 0, NONFINITE, UNDERFLOW)],
+            RUNNING,
+        )
+        watched, watch_hvps = now.watched, now.watch_hvps
+        if self.watch:
+            margins, watched, hvps = jax.lax.cond(
+                accept,
+                lambda: self.watch.margins(self.problem, safe, now.sides, now.watched),
+                lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
+            )
+            code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
+            watch_hvps += hvps
+        after = FlowState(
+            t_before=now.t,
+            t=t,
+            t_next=t_next,
+            params=params,
+            dense=dense,
+            solver_state=solver_state,
+            controller_state=controller_state,
+            made_jump=jnp.asarray(made_jump),
+            steps=now.steps + 1,
+            rejected=now.rejected + jnp.where(accept, 0, 1),
+            nonfinite=nonfinite,
+            code=code,
+            result=failed,
+            sides=now.sides,
+            watched=watched,
+            watch_hvps=watch_hvps,
+        )
+        # a rejected step leaves the position and whatever describes it as they were
+        position = lambda s: (s.t_before, s.t, s.params, s.dense, s.solver_state, s.made_jump)
+        kept = _tree.where(accept, position(after), position(now))
+        return eqx.tree_at(position, after, kept, is_leaf=lambda x: x is None)
+
+    def _clip(self, t, t_next, keep):
+        """The last step ends at t_max exactly, and no sliver of a step is left (as in diffrax)."""
+        floor = jax.lax.fori_loop(0, 100, lambda _, x: jnp.nextafter(x, jnp.zeros_like(x)), self.t_max)
+        clipped = jnp.where(keep, self.t_max, t + 0.5 * (self.t_max - t))
+        return jnp.where(t_next > floor, clipped, t_next)
+
+    def where(self, state):
+        """The time reached."""
+        return Position(state.t, state.steps, state.code)
+
+    def record(self, state, position):
+        """From the solver's dense output within the last step: one gradient."""
+        return *self._record(state, np.asarray(position)), 1
+
+    @eqx.filter_jit
+    def _record(self, state, position):
+        t = position.astype(state.t.dtype)
+        # the end of the step itself, not its interpolation, so that records can't touch a bit of it
+        params = jax.lax.cond(t >= state.t, lambda: state.params, lambda: self._at(state, t))
+        loss, gradient = self.problem.value_and_gradient(params)
+        return params, loss, _tree.norm(gradient)
+
+    def _at(self, state, t):
+        interpolation = self.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense)
+        return interpolation.evaluate(t)
+
+    def locate(self, state):
+        """By bisection of each margin on the dense output."""
+        if float(state.t) == 0:  # the condition holds at the start
+            return 0.0, int(np.argmin(np.abs(state.sides)))
+        times = np.asarray(self._crossings(state))
+        return float(times.min()), int(times.argmin())
+
+    @eqx.filter_jit
+    def _crossings(self, state):
+        def margins(t):
+            margins, *_ = self.watch.margins(self.problem, self._at(state, t), state.sides, state.watched)
+            return margins
+
+        finfo = jnp.finfo(state.t.dtype)
+        bisection = optx.Bisection(rtol=4 * float(finfo.eps), atol=float(finfo.tiny), flip=True)
+        options = {"lower": state.t_before, "upper": state.t}
+        at_end = margins(state.t)
+
+        def crossing(which):
+            solution = optx.root_find(
+                lambda t, _: margins(t)[which],
+                bisection,
+                0.5 * (state.t_before + state.t),
+                options=options,
+                max_steps=100,
+                throw=False,
+            )
+            return jnp.where(at_end[which] <= 0, solution.value, jnp.inf)
+
+        return jnp.stack([crossing(which) for which in range(len(self.watch.stops))])
+
+    def shown(self, state):
+        """The step size."""
+        return {"step": f"{float(state.t_next - state.t):.3g}"}
+
+    def step_losses(self, state):
+        """Not kept: a flow has no steps of its own."""
+        return None
+
+    def doubts(self, records):
+        """Gradient flow never climbs."""
+        loss = records["loss"]
+        allowed = 1e-2 * np.abs(loss[:-1]) + 1e-4 * np.abs(loss[0])  # errors at the bottom are no rise
+        rise = np.max(np.diff(loss) - allowed, initial=-np.inf)
+        if isinstance(self.flow, GradientFlow) and rise > 0:
+            return [
+                "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
+                "steps were too long to follow it; use a smaller rtol and atol, or a shorter dt0"
+            ]
+        return []
+
+    def explain(self, state, code, initial_loss):
+        """Tells apart a field that turns NaN, a blow-up, stiffness and a tolerance too tight."""
+        t, h = float(state.t), float(state.t_next - state.t)
+        steps, rejected = int(state.steps), int(state.rejected)
+        start, here = (float(_tree.norm(p)) for p in (self.problem.params, state.params))
+        grown = here > 1e3 * (1 + start)
+        if code == SOLVER_FAILURE:
+            message = diffrax.RESULTS[state.result] or "no message"
+            return "solver_failure", f"{self._name} failed at t = {t:.6g}: {message}"
+        if code in (NONFINITE, UNDERFLOW) and grown:
+            return "diverged", (
+                f"the parameters grew without bound near t = {t:.6g}: their norm went from "
+                f"{start:.3g} to {here:.3g} (a finite-time blow-up, or a step far too long)"
+            )
+        if code == NONFINITE:
+            return "nonfinite", (
+                f"the gradient or the step became NaN or infinite at t = {t:.6g} (step {steps}); the "
+                "last finite state is kept. Look for log, sqrt or a division at 0 in model and loss"
+            )
+        if code == UNDERFLOW:
+            return "step_underflow", (
+                f"the step size fell below the resolution of t = {t:.6g} in {state.t.dtype}; the field "
+                "may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
+            )
+        return "max_steps", (
+            f"{steps} steps ({rejected} rejected) led only to t = {t:.6g} of {float(self.t_max):.6g}: "
+            + self._limit(state, h)
+        )
+
+    def _limit(self, state: FlowState, h: float) -> str:
+        """What keeps the steps short, from the step size times the sharpness."""
+        if int(state.nonfinite):
+            return f"the last {int(state.nonfinite)} attempts met NaN or infinite values"
+        taken = float(state.t - state.t_before) or h
+        top = curvature.top_eigenpairs(self.problem, params=state.params, rtol=1e-2, max_hvps=100).values[0]
+        product = taken * float(top)
+        where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
+        if product > 0.7:
+            return f"{where} stiffness limits the step; use a solver made for it, or raise max_steps"
+        return f"{where} the tolerance limits the step; loosen rtol and atol, or raise max_steps"
+
+    @property
+    def _name(self) -> str:
+        return type(self.solver).__name__
+
+    def stats(self, state):
+        """Attempted steps, and gradients as far as the solver's stages tell them."""
+        steps, rejected = int(state.steps), int(state.rejected)
+        per_step, at_start = _gradients(self.solver)
+        watching = self.watch.gradients() * (steps - rejected + 1)
+        return {
+            "solver": self._name,
+            "steps": steps,
+            "rejected": rejected,
+            "gradients": None if per_step is None else per_step * steps + at_start + watching,
+            "hvps": int(state.watch_hvps),
+        }
+
+
+def _gradients(solver: diffrax.AbstractSolver) -> tuple[int | None, int]:
+    """Gradients that one attempted step takes, and those before the first one."""
+    if isinstance(solver, diffrax.HalfSolver):
+        per_step, at_start = _gradients(solver.solver)
+        return (None if per_step is None else 3 * per_step), at_start
+    if isinstance(solver, diffrax.AbstractERK):
+        tableau = solver.tableau
+        assert isinstance(tableau, diffrax.ButcherTableau)  # of one term
+        return (tableau.num_stages - 1, 1) if tableau.fsal else (tableau.num_stages, 0)
+    if isinstance(solver, (diffrax.Euler, diffrax.LeapfrogMidpoint)):
+        return 1, 0
+    if isinstance(solver, diffrax.ReversibleHeun):
+        return 1, 1
+    return None, 0

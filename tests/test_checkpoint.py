@@ -1,0 +1,79 @@
+"""An interrupted run goes on from its file and ends as if nothing had happened."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from systems import Linear, tanh_network
+
+import gflow
+from gflow._stepper import Run
+
+OBSERVE = {"sharpness": gflow.observe.Sharpness(), "first": lambda model, data: model.layers[0].weight}
+
+
+def flow(path, **changes):
+    arguments = {"rtol": 1e-5, "save_at": 9, "observe": OBSERVE, "save_models": True} | changes
+    return gflow.integrate(*tanh_network(), 10.0, checkpoint=path, **arguments)
+
+
+def descent(path, **changes):
+    arguments = {"minibatch": 7, "key": jax.random.key(1), "save_every": 5, "observe": OBSERVE} | changes
+    return gflow.descend(*tanh_network(), optax.adam(1e-2), 40, checkpoint=path, **arguments)
+
+
+@pytest.fixture
+def interrupted_at_record_five(monkeypatch):
+    record = Run._record
+
+    def interrupting(self, position, t):
+        if len(self.t) == 4 and not hasattr(self, "was_interrupted"):
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+        return record(self, position, t)
+
+    monkeypatch.setattr(Run, "_record", interrupting)
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("run", [flow, descent])
+def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypatch):
+    path = tmp_path / "run.npz"
+    partial = run(path)
+    assert partial.status == "interrupted" and len(partial.t) == 5 and path.exists()
+    monkeypatch.undo()
+    whole, resumed = run(None), run(path)
+    assert resumed.status == "success"
+    assert eqx.tree_equal(resumed.model, whole.model)
+    assert eqx.tree_equal(resumed.models, whole.models)
+    for name in ("loss", "gradient_norm", "sharpness", "sharpness_residual", "first"):
+        assert np.array_equal(resumed[name], whole[name])
+    assert np.array_equal(resumed.t, whole.t)
+    if run is descent:
+        assert np.array_equal(resumed.step_loss, whole.step_loss)
+    for count in ("steps", "rejected", "hvps", "record_hvps"):
+        assert resumed.stats[count] == whole.stats[count]
+
+
+def test_belongs_to_one_run(tmp_path, interrupted_at_record_five):
+    path = tmp_path / "run.npz"
+    flow(path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        flow(path, rtol=1e-4)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        flow(path, save_at=10)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        descent(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a file that gflow wrote, or is damaged"):
+        flow(path)
+
+
+def test_both_paths_of_a_comparison_end_together(interrupted_at_record_five):
+    model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    both = gflow.compare(model, data, learning_rate=0.1, t_max=5.0)
+    assert both.flow.status == both.descent.status == "interrupted"
+    assert len(both.distance) == 4 and len(both.flow.t) <= 6
