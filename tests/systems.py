@@ -157,5 +157,10 @@ def problem_of(network):
 
 def dense_hessian(problem, params=None):
     """The Hessian as a matrix, from jax.hessian of the raveled loss, not from problem.hvp."""
-    flat, unravel = jax.flatten_util.ravel_pytree(problem.params if params is None else params)
-    return np.asarray(jax.hessian(lambda p: problem.value(unravel(p)))(flat))
+    return np.asarray(_dense_hessian(problem, problem.params if params is None else params))
+
+
+@eqx.filter_jit
+def _dense_hessian(problem, params):
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return jax.hessian(lambda p: problem.value(unravel(p)))(flat)
