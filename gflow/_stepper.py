@@ -326,9 +326,8 @@ class Run:
         self.records = {n: list(rows) for n, rows in zip(header["names"], trees["records"], strict=True)}
         if trees["saved"]:
             structure = jtu.tree_structure(self._last)
-            self.saved = [
-                jtu.tree_unflatten(structure, leaves) for leaves in zip(*trees["saved"], strict=True)
-            ]
+            rows = zip(*map(jnp.asarray, trees["saved"]), strict=True)
+            self.saved = [jtu.tree_unflatten(structure, leaves) for leaves in rows]
 
     def _record(self, position: float | int, t: float) -> bool:
         """Records at `position`, unless loss or gradient are not finite there."""

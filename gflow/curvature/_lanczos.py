@@ -21,11 +21,11 @@ from gflow import _tree
 # costs nothing and, for a random start and k = 1, holds as soon as the residual is small.
 MARGIN = 0.005
 LUCK = 0.02
-# Share of noise in a warm start. Measured on Hessians of tanh networks (P = 615, 1555) 2-20 steps of
-# descent later, and on old vectors overtaken by 1%-100%, 10 draws each. Without the test above a
-# float32 run at rtol 1e-4 took the overtaken vector for the top one in 7 of 10 draws with noise 0.1
-# and still in 2 of 10 with noise 1; with it in none. With the test, noise 0.01 / 0.1 / 1 costs
-# 22 / 17 / 19 HVPs in float64 (cold: 24) and 17 / 16 / 18 in float32 (cold: 18): 0.1 it is.
+# Noise in a warm start. Measured: without the test above, float32 at rtol 1e-4 took an old vector
+# that had been overtaken by 1% for the top one in 133 and 56 of 300 draws (two spectra, noise 0.3),
+# with it in 0 and 1. Hessians of tanh networks 2-20 steps of descent later, with the test: noise
+# 0.01 / 0.1 / 0.3 / 1 costs 20 / 18 / 18 / 19 HVPs in float64 (cold start 24) and 20 / 18 / 18 / 18
+# in float32 (cold 19). A Krylov method that has to rule out larger eigenvalues can't be much cheaper.
 NOISE = 0.3
 _ROUNDING = 30  # residuals below 30 eps ‖A‖ are rounding of a Hessian-vector product
 _LONGEST = 6  # steps between two looks at the Ritz values, at most
@@ -85,7 +85,7 @@ class _State(NamedTuple):
 def warm_start(vector: Float[Array, "P"], key: PRNGKeyArray) -> tuple[Float[Array, "P"], Float[Array, ""]]:
     """A start for [`lanczos`][] near `vector`, an eigenvector of a nearby operator, and its share.
 
-    Returns `start = v/‖v‖ + 0.1 z`, z uniform on the unit sphere, and the random share of it, to be
+    Returns `start = v/‖v‖ + 0.3 z`, z uniform on the unit sphere, and the random share of it, to be
     given to `lanczos` as `random_share`. Noise and share make sure that an eigenvector which has
     overtaken `vector` is found. A zero or non-finite vector gives a random start.
     """
@@ -112,7 +112,7 @@ def lanczos(
     """The k largest (algebraic) eigenpairs of the symmetric operator `matvec`, by their residuals.
 
     Stops when every ‖A v − θ v‖ <= rtol·|θ| + 30 eps·‖A‖ and no larger eigenvalue is likely to have
-    been missed: one more than 2% of ‖A‖ above the k-th value is overlooked with a probability below
+    been missed: one more than 0.5% of ‖A‖ above the k-th value is overlooked with a probability below
     2%. A single Krylov sequence sees one vector of each eigenspace, so for k > 1 (and for a start that
     isn't random) a second sequence from a random vector, orthogonal to the pairs found, looks for
     others. This makes repeated eigenvalues right, as scipy's `eigsh` doesn't promise, and costs
