@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,13 +23,18 @@ _SECONDS_BETWEEN = 30.0
 class Checkpoint:
     """Keeps PyTrees and a JSON header in a file that belongs to one run.
 
-    `run` is everything that decides the run (problem, solver, tolerances, times, ...): a file written by
-    another run is refused.
+    `numbers` and `programs` are everything that decides the run: its arrays, and the compiled functions as
+    `program` gives them. A file written by another run is refused.
     """
 
-    def __init__(self, path: str | os.PathLike, run: PyTree):
+    def __init__(self, path: str | os.PathLike, numbers: PyTree, programs: Sequence[str]):
         self.path = Path(path)
-        self._fingerprint = _fingerprint(run)
+        digest = hashlib.sha256("".join(programs).encode())
+        for leaf in jtu.tree_leaves(eqx.filter(numbers, eqx.is_array)):
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        self._fingerprint = digest.hexdigest()
         self._written = monotonic()
 
     def is_due(self) -> bool:
@@ -72,12 +77,15 @@ class Checkpoint:
         return header, trees
 
 
-def _fingerprint(run: PyTree) -> str:
-    digest = hashlib.sha256()
-    dynamic, static = eqx.partition(run, eqx.is_array)
-    for leaf in jtu.tree_leaves(dynamic):
-        is_key = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    digest.update(re.sub("0x[0-9a-f]+", "", repr(static)).encode())  # addresses of functions
-    return digest.hexdigest()
+def program(function: Callable, *arguments: PyTree) -> str:
+    """What `function` does, as text: its traced program and the constants in it.
+
+    Two functions that differ only in a number inside a closure have different programs.
+    """
+    dynamic, static = eqx.partition(arguments, eqx.is_array)
+    # a new function at each call, so that nothing is taken from a cache of traces
+    closed = jax.make_jaxpr(lambda d: eqx.filter(function(*eqx.combine(d, static)), eqx.is_array))(dynamic)
+    constants = hashlib.sha256()
+    for constant in closed.consts:
+        constants.update(np.asarray(constant).tobytes() if eqx.is_array(constant) else b"")
+    return re.sub("0x[0-9a-f]+", "", str(closed.jaxpr)) + constants.hexdigest()  # without addresses

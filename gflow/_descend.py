@@ -84,9 +84,7 @@ def descend(
         checkpoint=checkpoint,
         key=key,
     )
-    for _ in run:
-        pass
-    return run.trajectory(throw)
+    return run.complete().trajectory(throw)
 
 
 def descent_run(

@@ -125,6 +125,7 @@ class DescentPath(AbstractPath):
                 lambda: self.watch.margins(self.problem, params, now.sides, now.watched, known),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
+            code = jnp.where((code == RUNNING) & jnp.any(jnp.isnan(margins)), NONFINITE, code)
             code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
             watch_hvps += hvps
         made = (step, params, optimizer_state, loss, order)
@@ -191,12 +192,13 @@ class DescentPath(AbstractPath):
 
     def locate(self, state):
         """At the last step, where the condition was found to hold."""
-        margins = self._margins(state)
-        return int(state.step), int(np.argmin(margins))
+        margins, hvps = self._margins(state)
+        return int(state.step), int(np.argmin(margins)), self.watch.gradients(), int(hvps)
 
     @eqx.filter_jit
     def _margins(self, state):
-        return self.watch.margins(self.problem, state.params, state.sides, state.watched)[0]
+        margins, _, hvps = self.watch.margins(self.problem, state.params, state.sides, state.watched)
+        return margins, hvps
 
     def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
@@ -213,13 +215,12 @@ class DescentPath(AbstractPath):
         """One loss per step, starting with step 0."""
         return np.asarray(state.losses)[: int(state.filled)]
 
-    def doubts(self, records):
+    def doubts(self, losses):
         """A descent that ends above its start."""
-        loss = records["loss"]
-        if loss[-1] > loss[0] and self.minibatch is None:
+        if losses[-1] > losses[0] and self.minibatch is None:
             return [
-                f"the loss ended at {loss[-1]:.3g}, above its start at {loss[0]:.3g}: the learning rate "
-                "may be too large for this problem"
+                f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate may "
+                "be too large for this problem"
             ]
         return []
 
@@ -228,13 +229,13 @@ class DescentPath(AbstractPath):
         step, loss = int(state.step), float(state.loss)
         attempt, _ = eqx.filter_jit(DescentPath._propose)(self, state)
         start, there = (float(_tree.norm(p)) for p in (self.problem.params, attempt))
-        if code == DIVERGED or loss > 10 * initial_loss or not there < 1e3 * (1 + start):
+        if code == DIVERGED or loss - initial_loss > 10 * abs(initial_loss) or not there < 1e3 * (1 + start):
             return "diverged", (
                 f"the descent diverged: at step {step} the loss was {loss:.3g}, after {initial_loss:.3g} "
                 "at the start, and the next step leads further away; use a smaller learning rate"
             )
         return "nonfinite", (
-            f"loss or gradient became NaN or infinite at step {step + 1}; the last finite state is "
+            f"loss, gradient or a watched quantity became NaN or infinite at step {step + 1}; the last finite state is "
             "kept. Look for log, sqrt or a division at 0 in model and loss"
         )
 
@@ -245,7 +246,7 @@ class DescentPath(AbstractPath):
         checks = steps // int(self.check_every) + 1
         plain = not isinstance(self.optimizer, optax.GradientTransformation)
         return {
-            "optimizer": "gradient descent" if plain else "optax transformation",
+            "solver": "gradient descent" if plain else "optax transformation",
             "steps": steps,
             "rejected": 0,
             "gradients": steps + 1 + (0 if full else self.watch.gradients() * checks),

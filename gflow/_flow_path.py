@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
@@ -161,6 +160,7 @@ class FlowPath(AbstractPath):
                 lambda: self.watch.margins(self.problem, safe, now.sides, now.watched),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
+            code = jnp.where((code == RUNNING) & jnp.any(jnp.isnan(margins)), NONFINITE, code)
             code = jnp.where((code == RUNNING) & jnp.any(margins <= 0), STOPPED, code)
             watch_hvps += hvps
         after = FlowState(
@@ -213,35 +213,36 @@ class FlowPath(AbstractPath):
         return interpolation.evaluate(t)
 
     def locate(self, state):
-        """By bisection of each margin on the dense output."""
+        """By bisection of the margins on the dense output, until they cross first."""
         if float(state.t) == 0:  # the condition holds at the start
-            return 0.0, int(np.argmin(np.abs(state.sides)))
-        times = np.asarray(self._crossings(state))
-        return float(times.min()), int(times.argmin())
+            return 0.0, int(np.argmin(np.abs(state.sides))), 0, 0
+        t, which, evaluations, hvps = self._first_crossing(state)
+        return float(t), int(which), self.watch.gradients() * int(evaluations), int(hvps)
 
     @eqx.filter_jit
-    def _crossings(self, state):
-        def margins(t):
-            margins, *_ = self.watch.margins(self.problem, self._at(state, t), state.sides, state.watched)
-            return margins
+    def _first_crossing(self, state):
+        # the smallest margin crosses where the first of the conditions holds
+        def evaluate(t):
+            params = self._at(state, t)
+            margins, _, hvps = self.watch.margins(self.problem, params, state.sides, state.watched)
+            return margins, hvps
 
-        finfo = jnp.finfo(state.t.dtype)
-        bisection = optx.Bisection(rtol=4 * float(finfo.eps), atol=float(finfo.tiny), flip=True)
-        options = {"lower": state.t_before, "upper": state.t}
-        at_end = margins(state.t)
+        def halve(carry):
+            low, high, count, spent = carry
+            middle = 0.5 * (low + high)
+            margins, hvps = evaluate(middle)
+            held = jnp.any(margins <= 0)
+            low, high = jnp.where(held, low, middle), jnp.where(held, middle, high)
+            return low, high, count + 1, spent + hvps
 
-        def crossing(which):
-            solution = optx.root_find(
-                lambda t, _: margins(t)[which],
-                bisection,
-                0.5 * (state.t_before + state.t),
-                options=options,
-                max_steps=100,
-                throw=False,
-            )
-            return jnp.where(at_end[which] <= 0, solution.value, jnp.inf)
+        def apart(carry):
+            low, high, count, _ = carry
+            return (high - low > 4 * jnp.finfo(high.dtype).eps * high) & (count < 100)
 
-        return jnp.stack([crossing(which) for which in range(len(self.watch.stops))])
+        zero = jnp.array(0)
+        _, t, count, spent = jax.lax.while_loop(apart, halve, (state.t_before, state.t, zero, zero))
+        margins, hvps = evaluate(t)
+        return t, jnp.argmin(margins), count + 1, spent + hvps
 
     def shown(self, state):
         """The step size."""
@@ -251,11 +252,10 @@ class FlowPath(AbstractPath):
         """Not kept: a flow has no steps of its own."""
         return None
 
-    def doubts(self, records):
+    def doubts(self, losses):
         """Gradient flow never climbs."""
-        loss = records["loss"]
-        allowed = 1e-2 * np.abs(loss[:-1]) + 1e-4 * np.abs(loss[0])  # errors at the bottom are no rise
-        rise = np.max(np.diff(loss) - allowed, initial=-np.inf)
+        allowed = 1e-2 * np.abs(losses[:-1]) + 1e-4 * np.abs(losses[0])  # errors at the bottom are no rise
+        rise = np.max(np.diff(losses) - allowed, initial=-np.inf)
         if isinstance(self.flow, GradientFlow) and rise > 0:
             return [
                 "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
@@ -279,7 +279,7 @@ class FlowPath(AbstractPath):
             )
         if code == NONFINITE:
             return "nonfinite", (
-                f"the gradient or the step became NaN or infinite at t = {t:.6g} (step {steps}); the "
+                f"the gradient, the step or a watched quantity became NaN or infinite at t = {t:.6g} (step {steps}); the "
                 "last finite state is kept. Look for log, sqrt or a division at 0 in model and loss"
             )
         if code == UNDERFLOW:
@@ -297,7 +297,10 @@ class FlowPath(AbstractPath):
         if int(state.nonfinite):
             return f"the last {int(state.nonfinite)} attempts met NaN or infinite values"
         taken = float(state.t - state.t_before) or h
-        top = curvature.top_eigenpairs(self.problem, params=state.params, rtol=1e-2, max_hvps=100).values[0]
+        if self.problem.dtype.itemsize < 4:
+            return f"{self.problem.dtype} resolves too little to tell why; use float32 or float64"
+        pairs = eqx.filter_jit(curvature.track)(self.problem, state.params, None, rtol=1e-2, max_hvps=100)
+        top = pairs.values[0]
         product = taken * float(top)
         where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
         if product > 0.7:

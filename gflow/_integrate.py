@@ -102,9 +102,7 @@ def integrate(
         progress=progress,
         checkpoint=checkpoint,
     )
-    for _ in run:
-        pass
-    return run.trajectory(throw)
+    return run.complete().trajectory(throw)
 
 
 def flow_run(

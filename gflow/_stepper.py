@@ -7,7 +7,6 @@ other, so that records and observables are compiled apart from the steps and can
 
 import abc
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
@@ -69,8 +68,11 @@ class AbstractPath(eqx.Module):
         """
 
     @abc.abstractmethod
-    def locate(self, state: PyTree) -> tuple[float | int, int]:
-        """After STOPPED: the position at which a stop condition held first, and which one."""
+    def locate(self, state: PyTree) -> tuple[float | int, int, int, int]:
+        """After STOPPED: the position at which a stop condition held first, and which one.
+
+        And the gradients and Hessian-vector products spent on finding it.
+        """
 
     @abc.abstractmethod
     def explain(self, state: PyTree, code: int | None, initial_loss: float) -> tuple[str, str]:
@@ -89,8 +91,8 @@ class AbstractPath(eqx.Module):
         """The loss at each step that `start` or the last `advance` made, if the path keeps it."""
 
     @abc.abstractmethod
-    def doubts(self, records: Mapping[str, np.ndarray]) -> list[str]:
-        """Sentences on what in the records may make the result untrustworthy."""
+    def doubts(self, losses: np.ndarray) -> list[str]:
+        """Sentences on what in the losses of the records and the end may make the result untrustworthy."""
 
 
 @eqx.filter_jit
@@ -110,7 +112,14 @@ def _read_observables(observables, problem, params, states):
     readings = [item.read(problem, params, state) for item, state in zip(observables, states, strict=True)]
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
-    return values, tuple(reading.state for reading in readings), hvps
+    names = [name for reading in readings for name in reading.values]
+    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
+        raise ValueError(
+            f"observe records {', '.join(sorted(names))}, of which two are the same or what every trajectory "
+            "records anyway; give each observable its own name."
+        )
+    trusted = {item.name: reading.trusted for item, reading in zip(observables, readings, strict=True)}
+    return values, tuple(reading.state for reading in readings), hvps, trusted
 
 
 def check_start(problem: Problem) -> float:
@@ -123,24 +132,14 @@ def check_start(problem: Problem) -> float:
             f"{first[0] if what == 'loss' else first[1]} there although parameters and data are finite; "
             "look for log, sqrt or a division at 0 in model and loss, or scale the initialisation."
         )
-    same = np.allclose(first, second, rtol=1e-3, atol=0)
-    if not same or _trace(problem) != _trace(problem):
+    same = np.allclose(first, second, rtol=1e-3, atol=1e-6 * (1 + abs(first[0])))  # GPUs sum in any order
+    if not same or len({program(Problem.value, problem, problem.params) for _ in range(2)}) > 1:
         raise ValueError(
             "model must be deterministic, but two evaluations of its loss and gradient at the same "
             f"parameters differ ({first[0]:.9g} and {second[0]:.9g}, or in their random constants); "
             "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
         )
     return first[0]
-
-
-def _trace(problem: Problem) -> str:
-    """The loss as a program with its constants: differs between traces if Python drew them."""
-    # an untraced call, so that nothing is taken from a cache
-    dynamic, static = eqx.partition(problem, eqx.is_array)
-    closed = jax.make_jaxpr(lambda d: eqx.combine(d, static).value(eqx.combine(d, static).params))(dynamic)
-    constants = [np.asarray(c).tobytes() for c in closed.consts if eqx.is_array(c)]
-    program = re.sub("0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions
-    return f"{program} {hash(tuple(constants))}"
 
 
 class Run:
@@ -173,13 +172,14 @@ class Run:
         self.records: dict[str, list[Any]] = {}
         self.saved: list[PyTree] = []
         self.status, self.reason = "", ""
-        self.record_gradients, self.record_hvps = 0, 0
+        self._gradients, self._hvps = 0, 0  # spent on records, and on locating a stop
+        self._doubtful: dict[str, Any] = {}  # how often an observable was not to be trusted
+        self._state: Any = None
         self._done = 0  # positions recorded
+        self._located: tuple[float | int, int] | None = None
         self._step_losses: list[np.ndarray] = []
-        self._checkpoint = None
-        if checkpoint is not None:
-            decides = (path, np.asarray(positions), end, observables, save_models)
-            self._checkpoint = Checkpoint(checkpoint, decides)
+        self._checkpoint_path = checkpoint
+        self._checkpoint: Checkpoint | None = None
         self._budget = 64
         self._clock = _Clock()
 
@@ -187,75 +187,88 @@ class Run:
         """Yields the parameters at each record position; stops early if the run does."""
         driving = self._drive()
         while True:
-            with self._clock:  # it must not run while another path is driven in between
-                try:
+            try:
+                with self._clock:  # it must not run while another path is driven in between
                     params = next(driving)
-                except StopIteration:
-                    return
+            except StopIteration:
+                return
+            except KeyboardInterrupt:
+                self.interrupt()
+                return
+            except RuntimeError as error:  # raised by the model or the solver inside compiled code
+                if self._state is None:
+                    raise
+                self._fail(
+                    "error",
+                    f"an evaluation failed after t = {self.time(self._position()):.6g}: {_line(error)}",
+                )
+                return
             yield params
+
+    def complete(self) -> "Run":
+        """Drives the path to its end."""
+        try:
+            for _ in self:
+                pass
+        except KeyboardInterrupt:  # between two records
+            self.interrupt()
+        return self
+
+    def interrupt(self) -> None:
+        """Ends the run where it is; if it has not begun, there is nothing to hand back."""
+        if self._state is None:
+            raise KeyboardInterrupt
+        self._save()
+        here = self._position()
+        if self._is_new(here):
+            self._record(here, self.time(here))
+        self._fail("interrupted", f"the run was interrupted from the keyboard at t = {self.time(here):.6g}")
 
     def _drive(self) -> Iterator[PyTree[Array]]:
         with self._bar() as bar:
-            initial_loss = check_start(self.path.problem)
-            self.record_gradients += 2
-            self._state = self.path.start()
+            path = self.path
+            self._initial_loss = check_start(path.problem)
+            self._gradients += 2
+            state = path.start()
+            self._last = path.problem.params
+            self._observed = _init_observables(self.observables, path.problem, self._last)
+            self._state = state
             self._keep_step_losses()
-            self._last = self.path.problem.params
-            self._observed = _init_observables(self.observables, self.path.problem, self._last)
             self._restore()
             # the horizon comes last even if nothing is recorded there
             targets = [*self.positions]
             if not targets or targets[-1] < self.end:
                 targets.append(self.end)
-            try:
-                while self._done < len(targets):
-                    target = targets[self._done]
-                    code = self._advance(target, bar)
-                    if code != RUNNING:
-                        yield from self._finish_early(code, initial_loss)
-                        return
-                    if self._done == len(self.positions):
-                        self._last = self._state.params
-                    elif self._record(target, self.times[self._done]):
-                        yield self._last
-                    else:
-                        self.status, self.reason = self.path.explain(self._state, NONFINITE, initial_loss)
-                        return
-                    self._done += 1
-            except KeyboardInterrupt:
-                self.interrupt()
-                return
+            while self._done < len(targets):
+                target = targets[self._done]
+                code = self._advance(target, bar)
+                if code != RUNNING:
+                    yield from self._finish_early(code)
+                    return
+                label = self.times[self._done] if self._done < len(self.times) else None
+                if not self._record(target, label):
+                    self._fail(*path.explain(self._state, NONFINITE, self._initial_loss))
+                    return
+                self._done += 1
+                if label is not None:
+                    yield self._last
             self.status = "success"
             self.reason = f"the horizon t = {self.time(self.end):.6g} was reached"
 
-    def interrupt(self) -> None:
-        """Ends the run where it is."""
-        self._save()
-        here = self._position()
-        if self._is_new(here):
-            self._record(here, self.time(here))
-        self.status = "interrupted"
-        self.reason = f"the run was interrupted from the keyboard at t = {self.time(here):.6g}"
-
-    def _position(self) -> float:
-        return float(self.path.where(self._state).position)
-
-    def _is_new(self, position: float | int) -> bool:
-        """Whether `position` lies beyond the last one recorded."""
-        return self._done == 0 or position > self.positions[min(self._done, len(self.positions)) - 1]
-
     def _advance(self, target: float | int, bar: Any) -> int | None:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
+        before = -1
         while True:
             position, steps, code = jax.device_get(self.path.where(self._state))
             self._show(bar, float(position))
             if code != RUNNING or position >= target:
                 # a stop beyond the target is dealt with when the target has been recorded
-                if code == STOPPED and self.path.locate(self._state)[0] > target:
-                    return RUNNING
-                return int(code)
+                return RUNNING if code == STOPPED and self._locate()[0] > target else int(code)
             if steps >= self.max_steps:
                 return None
+            if steps == before:
+                raise RuntimeError("the compiled loop made no step, so that the run would never end")
+            before = steps
             budget = min(self._budget, self.max_steps - int(steps))
             began = perf_counter()
             # arrays, because a Python number would be compiled in
@@ -270,26 +283,71 @@ class Run:
             elif elapsed > 0.5:
                 self._budget = max(self._budget // 2, 1)
 
+    def _finish_early(self, code: int | None) -> Iterator[PyTree[Array]]:
+        """Records where the path ends before its horizon, and says why it does."""
+        if code == STOPPED:
+            here, which = self._locate()
+            stop = self.path.watch.stops[which]
+            level = float(self.path.watch.levels[which])
+            name = type(stop).__name__
+            reason = f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({name})"
+            self._fail("stopped", reason)
+        else:
+            here = self._position()
+            self._fail(*self.path.explain(self._state, code, self._initial_loss))
+        if not self._is_new(here):
+            return
+        if self._record(here, self.time(here)):
+            yield self._last
+        else:
+            self._last = self._state.params  # the last finite parameters, even if their loss is not
+
+    def _fail(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+
+    def _position(self) -> float:
+        return float(self.path.where(self._state).position)
+
+    def _is_new(self, position: float | int) -> bool:
+        """Whether `position` lies beyond the last one recorded."""
+        return self._done == 0 or position > self.positions[min(self._done, len(self.positions)) - 1]
+
+    def _locate(self) -> tuple[float | int, int]:
+        if self._located is None:
+            position, which, gradients, hvps = self.path.locate(self._state)
+            self._located = position, which
+            self._gradients += gradients
+            self._hvps += hvps
+        return self._located
+
     def _keep_step_losses(self) -> None:
         losses = self.path.step_losses(self._state)
         if losses is not None:
             self._step_losses.append(losses)
 
-    def _finish_early(self, code: int | None, initial_loss: float) -> Iterator[PyTree[Array]]:
-        """Records where the path ends before its horizon, and says why it does."""
-        if code == STOPPED:
-            here, which = self.path.locate(self._state)
-            stop = self.path.watch.stops[which]
-            level = float(self.path.watch.levels[which])
-            self.status = "stopped"
-            self.reason = (
-                f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({type(stop).__name__})"
+    def _record(self, position: float | int, t: float | None) -> bool:
+        """Measures at `position`; records it at time `t`, if that is given and all is finite there."""
+        params, loss, gradient_norm, gradients = self.path.record(self._state, position)
+        self._gradients += gradients
+        if not np.all(np.isfinite(jax.device_get((loss, gradient_norm)))):
+            return False
+        self._last, self._final_loss = params, loss
+        if t is None:
+            return True
+        values, hvps, trusted = {}, 0, {}
+        if self.observables:
+            values, self._observed, hvps, trusted = _read_observables(
+                self.observables, self.path.problem, params, self._observed
             )
-        else:
-            here = self._position()
-            self.status, self.reason = self.path.explain(self._state, code, initial_loss)
-        if self._is_new(here) and self._record(here, self.time(here)):
-            yield self._last
+        self.t.append(t)
+        for name, value in {"loss": loss, "gradient_norm": gradient_norm, **values}.items():
+            self.records.setdefault(name, []).append(value)
+        for name, is_trusted in trusted.items():
+            self._doubtful[name] = self._doubtful.get(name, 0) + (1 - is_trusted)
+        self._hvps += hvps
+        if self.save_models:
+            self.saved.append(params)
+        return True
 
     def _save(self) -> None:
         """Writes the checkpoint, if there is to be one."""
@@ -299,8 +357,9 @@ class Run:
             "done": self._done,
             "t": self.t,
             "names": list(self.records),
-            "record_gradients": self.record_gradients,
-            "record_hvps": int(self.record_hvps),
+            "gradients": self._gradients,
+            "hvps": int(self._hvps),
+            "doubtful": {name: int(count) for name, count in self._doubtful.items()},
         }
         trees = {
             "now": (self._state, self._last, self._observed),
@@ -312,15 +371,22 @@ class Run:
 
     def _restore(self) -> None:
         """Goes on from the checkpoint, if there is one."""
-        if self._checkpoint is None:
+        if self._checkpoint_path is None:
             return
-        now = (self._state, self._last, self._observed)
+        path, state = self.path, self._state
+        programs = [program(type(path).advance, path, state, np.asarray(self.end), np.asarray(1))]
+        if self.observables:
+            arguments = (self.observables, path.problem, self._last, self._observed)
+            programs.append(program(_read_observables, *arguments))
+        numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
+        self._checkpoint = Checkpoint(self._checkpoint_path, numbers, programs)
+        now = (state, self._last, self._observed)
         found = self._checkpoint.read({"now": now}, rows=("step_losses", "records", "saved"))
         if found is None:
             return
         header, trees = found
-        self._done, self.t = header["done"], header["t"]
-        self.record_gradients, self.record_hvps = header["record_gradients"], header["record_hvps"]
+        self._done, self.t, self._doubtful = header["done"], header["t"], header["doubtful"]
+        self._gradients, self._hvps = header["gradients"], header["hvps"]
         self._state, self._last, self._observed = trees["now"]
         self._step_losses = trees["step_losses"]
         self.records = {n: list(rows) for n, rows in zip(header["names"], trees["records"], strict=True)}
@@ -329,48 +395,25 @@ class Run:
             rows = zip(*map(jnp.asarray, trees["saved"]), strict=True)
             self.saved = [jtu.tree_unflatten(structure, leaves) for leaves in rows]
 
-    def _record(self, position: float | int, t: float) -> bool:
-        """Records at `position`, unless loss or gradient are not finite there."""
-        params, loss, gradient_norm, gradients = self.path.record(self._state, position)
-        self.record_gradients += gradients
-        if not np.all(np.isfinite(jax.device_get((loss, gradient_norm)))):
-            return False
-        self._last = params
-        values, hvps = {}, 0
-        if self.observables:
-            values, self._observed, hvps = _read_observables(
-                self.observables, self.path.problem, params, self._observed
-            )
-        self.t.append(t)
-        for name, value in {"loss": loss, "gradient_norm": gradient_norm, **values}.items():
-            self.records.setdefault(name, []).append(value)
-        self.record_hvps += hvps
-        if self.save_models:
-            self.saved.append(params)
-        return True
-
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""
-        records = {
-            name: np.asarray(np.stack(jax.device_get(values))) for name, values in self.records.items()
-        }
+        records = {name: np.zeros(0) for name in RESERVED}  # even if nothing was recorded
+        for name, values in self.records.items():
+            records[name] = np.stack(jax.device_get(values))
         path = self.path
-        models = None
-        if self.saved:
-            models = path.problem.model(_stack(self.saved))
         stats = path.stats(self._state)
-        hvps = int(self.record_hvps)
+        hvps = int(self._hvps)
         if stats["gradients"] is not None:
-            stats["gradients"] += self.record_gradients
+            stats["gradients"] += self._gradients
         stats["hvps"] += hvps
-        stats |= {"record_gradients": self.record_gradients, "record_hvps": hvps}
+        stats |= {"record_gradients": self._gradients, "record_hvps": hvps}
         stats |= {"seconds": self._clock.seconds, "compile_seconds": self._clock.compile_seconds}
-        found = path.doubts(records) if self.status in ("success", "stopped") else []
+        found = self._doubts(records)
         result = Trajectory(
             t=np.asarray(self.t, dtype=np.float64),
             records=records,
             model=path.problem.model(self._last),
-            models=models,
+            models=path.problem.model(_stack(self.saved)) if self.saved else None,
             step_loss=np.concatenate(self._step_losses) if self._step_losses else None,
             status=self.status,
             reason=self.reason,
@@ -383,9 +426,30 @@ class Run:
             raise FlowError(result)
         return result
 
+    def _doubts(self, records: Mapping[str, np.ndarray]) -> list[str]:
+        """What may make the result untrustworthy, one sentence each."""
+        found = []
+        if self.status in ("success", "stopped"):
+            losses = np.append(records["loss"], jax.device_get(self._final_loss))
+            found += self.path.doubts(losses)
+        for name, count in self._doubtful.items():
+            if count:
+                found.append(
+                    f"{name} did not reach its accuracy in {int(count)} of {len(self.t)} records; give its "
+                    "observable a larger budget or a looser tolerance"
+                )
+        for name, values in records.items():
+            if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
+                row = int(np.argwhere(~np.isfinite(values))[0][0])
+                found.append(f"{name} is NaN or infinite in some records, first at t = {self.t[row]:.6g}")
+        return found
+
     def _bar(self) -> tqdm:
-        total = self.time(self.end)
-        layout = "{percentage:3.0f}%|{bar}| t = {n:.4g}/{total:.4g} [{elapsed}<{remaining}{postfix}]"
+        endless = np.isinf(self.end)
+        layout = "t = {n:.4g} [{elapsed}{postfix}]"
+        if not endless:
+            layout = "{percentage:3.0f}%|{bar}| t = {n:.4g}/{total:.4g} [{elapsed}<{remaining}{postfix}]"
+        total = None if endless else self.time(self.end)
         return tqdm(total=total, disable=not self.progress, bar_format=layout)
 
     def _show(self, bar: Any, position: float) -> None:
@@ -396,6 +460,12 @@ class Run:
             shown = {"loss": f"{float(self.records['loss'][-1]):.4g}"} | shown
         bar.set_postfix(shown, refresh=False)
         bar.update(self.time(position) - bar.n)
+
+
+def _line(error: Exception) -> str:
+    """The first line that says something, of an error raised inside compiled code."""
+    lines = (line.strip().strip("-") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def _stack(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import curvature
 from gflow._problem import Problem
@@ -16,11 +16,16 @@ __all__ = ["AbstractObservable", "Function", "Reading", "Sharpness"]
 
 
 class Reading(NamedTuple):
-    """What an observable saw: named arrays, its state for the next record, and the HVPs spent."""
+    """What an observable saw: named arrays, its state for the next record, and the HVPs spent.
+
+    `trusted` is False where the values didn't reach the accuracy that was asked for; the trajectory then
+    carries a warning.
+    """
 
     values: dict[str, Array]
     state: PyTree
     hvps: Int[Array, ""]
+    trusted: Bool[Array, ""] | bool = True
 
 
 class AbstractObservable(eqx.Module):
@@ -63,6 +68,11 @@ class Function(AbstractObservable):
     def read(self, problem, params, state):
         """{label: function(model, data)}."""
         value = self.function(problem.model(params), problem.data)
+        if not eqx.is_array_like(value):
+            raise ValueError(
+                f"observe[{self.label!r}] must return one array, but returned {type(value).__name__}; give each "
+                "quantity a name and a function of its own."
+            )
         return Reading({self.label: jnp.asarray(value)}, state, jnp.array(0))
 
 
@@ -84,12 +94,16 @@ class Sharpness(AbstractObservable):
     """
 
     k: int = eqx.field(static=True, default=1)
-    rtol: float | None = None
+    rtol: float | Float[Array, ""] | None = None
     max_hvps: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k must be a positive number of eigenvalues, but {self.k!r} came.")
+        if isinstance(self.rtol, (int, float)) and not 0 < self.rtol < 1:
+            raise ValueError(f"rtol must lie between 0 and 1, but {self.rtol!r} came.")
+        if self.max_hvps is not None and (not isinstance(self.max_hvps, int) or self.max_hvps < 1):
+            raise ValueError(f"max_hvps must be a positive number of products, but {self.max_hvps!r} came.")
 
     @property
     def name(self):
@@ -116,7 +130,7 @@ class Sharpness(AbstractObservable):
         squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
         values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
         top = jax.tree.map(lambda v: v[0], pairs.vectors)
-        return Reading(values, (top, count + 1), pairs.hvps)
+        return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
 
 
 def as_observables(
@@ -144,6 +158,13 @@ def as_observables(
                 f"observe[{item.name!r}] must be a function (model, data) -> array, but is a "
                 f"{type(item.function).__name__}."
             )
+    if isinstance(observe, Mapping):
+        for key, item in zip(observe, found, strict=True):
+            if item.name != key:
+                raise ValueError(
+                    f"observe[{key!r}] is a {type(item).__name__}, which is recorded as {item.name!r}; use that "
+                    "as its key."
+                )
     names = [item.name for item in found]
     taken = {n for n in names if names.count(n) > 1 or n in RESERVED}
     if taken:
@@ -151,7 +172,8 @@ def as_observables(
             f"observe names {sorted(taken)} more than once, or what every trajectory records anyway "
             f"({', '.join(RESERVED)}); give each observable its own name."
         )
-    return found
+    # as arrays, so that another tolerance is another number and not another program
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, found)
 
 
 RESERVED = ("loss", "gradient_norm")

@@ -6,12 +6,23 @@ output; a descent stops at the first step at which the condition holds.
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 __all__ = ["AbstractStop", "Crosses", "GradientNormBelow", "LossBelow"]
+
+
+def _finite(level: Any) -> float:
+    try:
+        number = float(level)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"level must be a finite number for a stop condition, but {level!r} came.")
+    return number
 
 
 class AbstractStop(eqx.Module):
@@ -31,17 +42,11 @@ class AbstractStop(eqx.Module):
         0 says that the condition holds at the start, so that the run ends there.
         """
 
-    def __check_init__(self):
-        if not isinstance(self.level, (int, float)) or not math.isfinite(self.level):
-            raise ValueError(
-                f"level must be a finite number for stop.{type(self).__name__}, but {self.level!r} came."
-            )
-
 
 class LossBelow(AbstractStop):
     """Stops once the loss is at or below `level`; at once if it starts there."""
 
-    level: float
+    level: float = eqx.field(converter=_finite)
 
     @property
     def quantity(self):
@@ -59,7 +64,7 @@ class GradientNormBelow(AbstractStop):
     A small gradient is no proof of a minimum: at a saddle it is small as well.
     """
 
-    level: float
+    level: float = eqx.field(converter=_finite)
 
     @property
     def quantity(self):
@@ -79,7 +84,7 @@ class Crosses(AbstractStop):
     """
 
     name: str = eqx.field(static=True)
-    level: float
+    level: float = eqx.field(converter=_finite)
 
     @property
     def quantity(self):

@@ -28,11 +28,7 @@ def solve(matrix, k=1, dtype=np.float64, *, start=None, max_hvps=1000, seed=0, *
     if start is None:
         start = np.random.default_rng(seed).normal(size=len(matrix))
         options = {"random_share": 1.0} | options
-    run = jax.jit(
-        lambda a, s: lanczos(
-            lambda v: a @ v, s, k, rtol=RTOL[dtype], max_hvps=max_hvps, **options
-        )
-    )
+    run = jax.jit(lambda a, s: lanczos(lambda v: a @ v, s, k, rtol=RTOL[dtype], max_hvps=max_hvps, **options))
     return run(matrix, np.asarray(start, dtype))
 
 
@@ -233,9 +229,7 @@ def test_under_vmap():
     starts = np.random.default_rng(0).normal(size=(3, 80))
 
     def run(start, factor):
-        return lanczos(
-            lambda v: factor * (matrix @ v), start, 2, rtol=1e-6, max_hvps=500, random_share=1.0
-        )
+        return lanczos(lambda v: factor * (matrix @ v), start, 2, rtol=1e-6, max_hvps=500, random_share=1.0)
 
     found = jax.vmap(run)(starts, factors)
     for i, factor in enumerate(factors):

@@ -1,0 +1,32 @@
+"""Checks of the numbers among the arguments."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_number(x: Any) -> bool:
+    """Whether `x` is one real number, of Python, NumPy or JAX."""
+    if isinstance(x, bool) or not isinstance(x, (int, float, np.number, np.ndarray, jax.Array)):
+        return False
+    return np.ndim(x) == 0 and not np.iscomplexobj(x)
+
+
+def positive(name: str, value: Any, meaning: str, dtype: np.dtype) -> float:
+    """`value` if it is positive and finite, also in `dtype`; a `ValueError` that says so otherwise."""
+    number = float(value) if is_number(value) else math.nan
+    smallest, largest = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
+    if not smallest <= number <= largest:
+        in_dtype = f" in {dtype}" if 0 < number < math.inf else ""
+        raise ValueError(f"{name} must be a positive finite {meaning}{in_dtype}, but {value!r} came.")
+    return number
+
+
+def count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; a `ValueError` that says so otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, but {value!r} came.")
+    return int(value)
