@@ -13,8 +13,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow._descend import check_learning_rate, descent_run
+from gflow._descend import descent_run
 from gflow._integrate import flow_run
+from gflow._numbers import count, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import AbstractObservable, Sharpness, as_observables
@@ -119,20 +120,19 @@ def compare(
     runs fails. The error carries that run as `trajectory`, and with `throw=False` the comparison up to
     there is returned.
     """
-    rate = check_learning_rate("learning_rate", learning_rate)
-    if not isinstance(t_max, (int, float, np.number, jnp.ndarray)) or not 0 < t_max < math.inf:
-        raise ValueError(f"t_max must be a positive finite time, but {t_max!r} came.")
-    if t_max < rate:
+    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    rate = positive("learning_rate", learning_rate, "learning rate", problem.dtype)
+    t_max = positive("t_max", t_max, "time", problem.dtype)
+    steps = math.floor(t_max / rate * (1 + 1e-6))  # a horizon that is a multiple of η up to rounding is one
+    if steps < 1:
         raise ValueError(
-            f"t_max must be at least one learning rate, {rate:.6g}, but {float(t_max):.6g} came; "
-            "there would be no step to compare."
+            f"t_max must be at least one learning rate, {rate:.6g}, but {t_max:.6g} came; there would be no "
+            "step to compare."
         )
-    steps = math.floor(float(t_max) / rate * (1 + 1e-9))
-    save_every = math.ceil(steps / 500) if save_every is None else save_every
+    save_every = math.ceil(steps / 500) if save_every is None else count("save_every", save_every)
     observables = as_observables(observe)
     if all(item.name != "sharpness" for item in observables):
         observables = (*observables, Sharpness())
-    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     descent = descent_run(
         problem,
         rate if optimizer is None else optimizer,
@@ -152,12 +152,16 @@ def compare(
         progress=progress,
     )
     distance = []
-    for there, here in zip_longest(flow, descent):
-        if there is not None and here is not None:
-            distance.append(_distance(here, there, problem.params))
-        for run, other in ((flow, descent), (descent, flow)):
-            if run.status == "interrupted" and not other.status:
-                other.interrupt()
+    try:
+        for there, here in zip_longest(flow, descent):
+            if there is not None and here is not None:
+                distance.append(_distance(here, there, problem.params))
+            if "interrupted" in (flow.status, descent.status):
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        for run in (flow, descent):
+            if not run.status:
+                run.interrupt()
     result = Comparison(
         flow=flow.trajectory(throw=False),
         descent=descent.trajectory(throw=False),

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from gflow._descent_path import DescentPath
+from gflow._numbers import count, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
@@ -104,12 +105,15 @@ def descent_run(
     key: Key[Array, ""] | None = None,
 ) -> Run:
     """The arguments of `descend`, checked, as a run that has not begun."""
-    _check_count("steps", steps)
+    dtype = problem.dtype
+    steps = count("steps", steps)
     if isinstance(optimizer, optax.GradientTransformation):
         transformation = optimizer
-        rate = 1.0 if learning_rate is None else check_learning_rate("learning_rate", learning_rate)
+        rate = (
+            1.0 if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
+        )
     else:
-        rate = check_learning_rate("optimizer", optimizer)
+        rate = positive("optimizer", optimizer, "learning rate, or an optax transformation,", dtype)
         if learning_rate is not None and learning_rate != rate:
             raise ValueError(
                 f"learning_rate must not differ from the float given as optimizer ({rate:.6g}), but "
@@ -117,7 +121,7 @@ def descent_run(
             )
         transformation = jnp.asarray(rate, problem.dtype)
     if minibatch is not None:
-        _check_count("minibatch", minibatch)
+        minibatch = count("minibatch", minibatch)
         if minibatch > problem.examples:
             raise ValueError(
                 f"minibatch must be at most the number of examples, {problem.examples}, but "
@@ -128,8 +132,9 @@ def descent_run(
                 "key must be given with minibatch, as the randomness of the mini-batches; for example "
                 "key=jax.random.key(0)."
             )
-    save_every = math.ceil(steps / 100) if save_every is None else save_every
-    _check_count("save_every", save_every)
+    if key is not None and not (isinstance(key, jax.Array) and (key.dtype == "uint32" or key.ndim == 0)):
+        raise ValueError(f"key must be a JAX random key, such as jax.random.key(0), but {key!r} came.")
+    save_every = math.ceil(steps / 100) if save_every is None else count("save_every", save_every)
     observables = as_observables(observe)
     path = DescentPath(
         problem=problem,
@@ -153,23 +158,3 @@ def descent_run(
         progress=progress,
         checkpoint=checkpoint,
     )
-
-
-def check_learning_rate(name: str, value: Any) -> float:
-    """`value` as a learning rate, or `ValueError`."""
-    try:
-        rate = float(value)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise ValueError(
-            f"{name} must be a positive finite learning rate"
-            + (" or an optax transformation" if name == "optimizer" else "")
-            + f", but {value!r} came."
-        )
-    return rate
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, but {value!r} came.")

@@ -219,8 +219,8 @@ class DescentPath(AbstractPath):
         """A descent that ends above its start."""
         if losses[-1] > losses[0] and self.minibatch is None:
             return [
-                f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate may "
-                "be too large for this problem"
+                f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate "
+                "may be too large for this problem"
             ]
         return []
 
@@ -235,8 +235,8 @@ class DescentPath(AbstractPath):
                 "at the start, and the next step leads further away; use a smaller learning rate"
             )
         return "nonfinite", (
-            f"loss, gradient or a watched quantity became NaN or infinite at step {step + 1}; the last finite state is "
-            "kept. Look for log, sqrt or a division at 0 in model and loss"
+            f"loss, gradient or a watched quantity became NaN or infinite at step {step + 1}; the last "
+            "finite state is kept. Look for log, sqrt or a division at 0 in model and loss"
         )
 
     def stats(self, state):

@@ -14,6 +14,7 @@ import optimistix as optx
 from jaxtyping import Array, PyTree
 
 from gflow._flow_path import FlowPath
+from gflow._numbers import count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
@@ -127,10 +128,13 @@ def flow_run(
     dtype = problem.dtype
     observables = as_observables(observe)
     watch = Watch(stop, observables, dtype)
-    times = _save_times(save_at, t_max, bool(watch))
+    times = _save_times(save_at, t_max, bool(watch), dtype)
     if controller is None:
-        _check_tolerances(rtol, atol, dtype)
-        controller = diffrax.PIDController(rtol=jnp.asarray(rtol, dtype), atol=jnp.asarray(atol, dtype))
+        rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
+        controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    # as arrays, so that other tolerances compile nothing
+    numbers, rest = eqx.partition(controller, lambda x: isinstance(x, float))
+    controller = eqx.combine(jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers), rest)
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)
         and isinstance(solver.term_structure, type)
@@ -148,11 +152,9 @@ def flow_run(
         )
     if isinstance(controller, diffrax.ConstantStepSize) and dt0 is None:
         raise ValueError("dt0 must be given with controller=ConstantStepSize(), as the step to take.")
-    if dt0 is not None and not (_is_number(dt0) and 0 < dt0 < math.inf):
-        raise ValueError(f"dt0 must be a positive finite step size, but {dt0!r} came.")
-    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
-        raise ValueError(f"max_steps must be a positive integer or None, but {max_steps!r} came.")
-    if dt0 is None and adaptive:
+    if dt0 is not None:
+        dt0 = positive("dt0", dt0, "step size", dtype)
+    elif adaptive:
         dt0 = _FIRST_STEP
     path = FlowPath(
         problem=problem,
@@ -172,7 +174,7 @@ def flow_run(
         end=float(path.t_max),
         observables=observables,
         save_models=save_models,
-        max_steps=_MAX_STEPS if max_steps is None else max_steps,
+        max_steps=_MAX_STEPS if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
     )
@@ -200,18 +202,20 @@ def _with_tolerances(
     )
 
 
-def _is_number(x: Any) -> bool:
-    if isinstance(x, bool) or not isinstance(x, (int, float, np.number, np.ndarray, jax.Array)):
-        return False
-    return np.ndim(x) == 0 and not np.iscomplexobj(x)
-
-
-def _save_times(save_at: Any, t_max: Any, has_stop: bool) -> np.ndarray:
-    if not _is_number(t_max) or not t_max > 0:
+def _check_rtol(rtol: Any, dtype: np.dtype) -> float:
+    rtol, finest = positive("rtol", rtol, "tolerance", dtype), 10 * float(jnp.finfo(dtype).eps)
+    if rtol < finest:
         raise ValueError(
-            f"t_max must be a positive time, but {t_max!r} came; the flow runs forward from t = 0."
+            f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}, but {rtol:.1e} came; enable x64 "
+            'with jax.config.update("jax_enable_x64", True) and use a float64 model, or loosen rtol.'
         )
-    endless = math.isinf(t_max)
+    return rtol
+
+
+def _save_times(save_at: Any, t_max: Any, has_stop: bool, dtype: np.dtype) -> np.ndarray:
+    endless = is_number(t_max) and float(t_max) == math.inf
+    if not endless:
+        t_max = positive("t_max", t_max, "time", dtype)
     if endless and (not has_stop or np.ndim(save_at) == 0):
         raise ValueError(
             "t_max may be infinite only together with stop= and an array of times as save_at; give a "
@@ -242,19 +246,3 @@ def _save_times(save_at: Any, t_max: Any, has_stop: bool) -> np.ndarray:
                 f"{times[0]:.6g} to {times[-1]:.6g}."
             )
     return np.minimum(times, float(t_max))
-
-
-def _check_tolerances(rtol: Any, atol: Any, dtype: np.dtype) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not _is_number(value) or not 0 < value < math.inf:
-            raise ValueError(
-                f"{name} must be a positive finite tolerance, but {value!r} came; for example "
-                "rtol=1e-4, atol=1e-7."
-            )
-    finest = 10 * float(jnp.finfo(dtype).eps)
-    if rtol < finest:
-        raise ValueError(
-            f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}, but {float(rtol):.1e} came; "
-            'enable x64 with jax.config.update("jax_enable_x64", True) and use a float64 model, or loosen '
-            "rtol."
-        )

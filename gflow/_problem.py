@@ -208,11 +208,18 @@ def _partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]
                 "check the initialisation."
             )
     params = jtu.tree_map(jnp.asarray, params)
+    dtypes = sorted({str(leaf.dtype) for leaf in jtu.tree_leaves(params)})
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"model must have parameters of one dtype, but has {' and '.join(dtypes)}; cast them to one."
+        )
     return params, frozen
 
 
 def _as_arrays(data: PyTree, dtype: np.dtype) -> PyTree[Array]:
     """`data` as jax arrays, floats in `dtype`, checked to be finite."""
+    if isinstance(data, tuple) and len(data) == 2:
+        data = tuple(_from_lists(part) for part in data)
 
     def convert(path, leaf):
         name = "data" + jtu.keystr(path)
@@ -236,6 +243,14 @@ def _as_arrays(data: PyTree, dtype: np.dtype) -> PyTree[Array]:
         return array
 
     return jtu.tree_map_with_path(convert, data)
+
+
+def _from_lists(part: PyTree) -> PyTree:
+    """Lists of numbers are arrays, not PyTrees of scalars."""
+    numbers = jtu.tree_leaves(part)
+    if isinstance(part, (list, tuple)) and all(isinstance(leaf, (bool, int, float)) for leaf in numbers):
+        return np.asarray(part)
+    return part
 
 
 def _count_examples(data: PyTree[Array]) -> int:
@@ -269,7 +284,14 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
             f"data must hold at least one example, but x and y are empty (y has shape {y.shape})."
         )
     one = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    output = _shape_of(model, one[0])
+    try:
+        output = _shape_of(model, one[0])
+    except (TypeError, IndexError) as error:
+        shapes = ", ".join(str(leaf.shape) for leaf in jtu.tree_leaves(one[0]))
+        raise ValueError(
+            f"x must hold examples that the model can be called on, but on one of shape {shapes} it raised "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(
             "model must return one array for one example, but returns "

@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm.auto import tqdm
 
 from gflow import _tree
-from gflow._checkpoint import Checkpoint
+from gflow._checkpoint import Checkpoint, program
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow._watch import Watch
-from gflow.observe import AbstractObservable
+from gflow.observe import RESERVED, AbstractObservable
 
 # Why an `advance` returned before its target; the paths add the words.
 RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE = range(6)
@@ -198,10 +198,8 @@ class Run:
             except RuntimeError as error:  # raised by the model or the solver inside compiled code
                 if self._state is None:
                     raise
-                self._fail(
-                    "error",
-                    f"an evaluation failed after t = {self.time(self._position()):.6g}: {_line(error)}",
-                )
+                here = self.time(self._position())
+                self._fail("error", f"an evaluation failed after t = {here:.6g}: {_line(error)}")
                 return
             yield params
 

@@ -34,10 +34,11 @@ class Trajectory(eqx.Module):
     - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
         flow.
     - `status`: "success" (the horizon was reached), "stopped" (a stop condition held), or what went
-        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "interrupted".
+        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "error" (an
+        evaluation raised an exception), "interrupted".
     - `reason`: one sentence that explains the status.
     - `warnings`: sentences on what may make the result untrustworthy.
-    - `stats`: `solver` (or `optimizer`), `steps` (attempted), `rejected`, `gradients` and `hvps` (all
+    - `stats`: `solver`, `steps` (attempted), `rejected`, `gradients` and `hvps` (all
         that were evaluated, those of the records included), `record_gradients` and `record_hvps` (the
         part of them spent on records and stop conditions), `seconds` (wall time of the call) and
         `compile_seconds` (the part of it spent on tracing and compiling). `gradients` is `None` where
@@ -250,9 +251,13 @@ def _version(package: str) -> str:
 
 def _named_arrays(prefix: str, tree: PyTree) -> dict[str, Any]:
     return {
-        prefix + "/" + jtu.keystr(path): leaf
+        prefix + "/" + jtu.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
         for path, leaf in jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
     }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _restore(path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
@@ -269,8 +274,9 @@ def _restore(path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping
         )
 
     def take(location, leaf):
-        name = prefix + "/" + jtu.keystr(location)
-        value = arrays[name]
+        value = arrays[prefix + "/" + jtu.keystr(location)]
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(leaf))
         if value.dtype != leaf.dtype:
             raise ValueError(
                 f"{os.fspath(path)} holds {value.dtype} in the leaf {jtu.keystr(location)} where `like` "

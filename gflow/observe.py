@@ -70,8 +70,8 @@ class Function(AbstractObservable):
         value = self.function(problem.model(params), problem.data)
         if not eqx.is_array_like(value):
             raise ValueError(
-                f"observe[{self.label!r}] must return one array, but returned {type(value).__name__}; give each "
-                "quantity a name and a function of its own."
+                f"observe[{self.label!r}] must return one array, but returned {type(value).__name__}; give "
+                "each quantity a name and a function of its own."
             )
         return Reading({self.label: jnp.asarray(value)}, state, jnp.array(0))
 
@@ -162,8 +162,8 @@ def as_observables(
         for key, item in zip(observe, found, strict=True):
             if item.name != key:
                 raise ValueError(
-                    f"observe[{key!r}] is a {type(item).__name__}, which is recorded as {item.name!r}; use that "
-                    "as its key."
+                    f"observe[{key!r}] is a {type(item).__name__}, which is recorded as {item.name!r}; use "
+                    "that as its key."
                 )
     names = [item.name for item in found]
     taken = {n for n in names if names.count(n) > 1 or n in RESERVED}

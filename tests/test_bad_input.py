@@ -30,7 +30,7 @@ def refuses(message, function, *args, **kwargs):
 
 @pytest.mark.parametrize("t_max", [0.0, -1.0, np.nan, -np.inf])
 def test_horizon(t_max):
-    refuses("t_max must be a positive time", gflow.integrate, MODEL, DATA, t_max)
+    refuses("t_max must be a positive finite time", gflow.integrate, MODEL, DATA, t_max)
     refuses("t_max must be a positive finite", gflow.compare, MODEL, DATA, learning_rate=0.1, t_max=t_max)
 
 
@@ -76,7 +76,7 @@ def test_save_times(save_at, message):
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, np.nan, np.inf])
 def test_learning_rate(rate):
-    refuses("optimizer must be a positive finite learning rate or", gflow.descend, MODEL, DATA, rate, 5)
+    refuses("optimizer must be a positive finite learning rate, or", gflow.descend, MODEL, DATA, rate, 5)
     refuses("learning_rate must be", gflow.compare, MODEL, DATA, learning_rate=rate, t_max=1.0)
     refuses("learning_rate must be", gflow.descend, MODEL, DATA, optax.adam(0.1), 5, learning_rate=rate)
 

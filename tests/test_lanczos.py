@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +25,17 @@ def goe(n, seed=0):
     return (a + a.T) / np.sqrt(2 * n)
 
 
-def solve(matrix, k=1, dtype=np.float64, *, start=None, max_hvps=1000, seed=0, **options):
-    matrix = np.asarray(matrix, dtype)
-    if start is None:
-        start = np.random.default_rng(seed).normal(size=len(matrix))
-        options = {"random_share": 1.0} | options
-    run = jax.jit(lambda a, s: lanczos(lambda v: a @ v, s, k, rtol=RTOL[dtype], max_hvps=max_hvps, **options))
-    return run(matrix, np.asarray(start, dtype))
+@functools.partial(jax.jit, static_argnames=("k", "basis"))
+def run(matrix, start, share, rtol, max_hvps, k, basis):
+    options = {"rtol": rtol, "max_hvps": max_hvps, "basis": basis, "random_share": share}
+    return lanczos(lambda v: matrix @ v, start, k, **options)
+
+
+def solve(matrix, k=1, dtype=np.float64, *, start=None, share=None, max_hvps=1000, basis=None):
+    share = (0.0 if start is not None else 1.0) if share is None else share
+    start = np.random.default_rng(0).normal(size=len(matrix)) if start is None else start
+    numbers = (np.asarray(a, dtype) for a in (matrix, start, share, RTOL[dtype]))
+    return run(*numbers, max_hvps, k=k, basis=basis)
 
 
 def check(matrix, found, dtype=np.float64):
@@ -53,17 +59,20 @@ def some(n, seed=1):
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize(
     "matrix",
     [
-        goe(200),
-        with_spectrum(np.append(0.05 * (some(200) - 0.5), [5, 4, 3, 2, 1]))[0],  # outliers and bulk
-        with_spectrum(np.append(some(100), [-30, 1.5]))[0],  # the most negative one is the largest
-        with_spectrum(np.append(some(200) - 5, [-1.0, -0.5]))[0],  # all negative
-        with_spectrum(np.append(some(200), [1.2, 1.21, 1.22, 1.23, 1.24, 1.25]))[0],  # clustered top
-        1e-25 * goe(60),  # squares underflow in float32
-        1e20 * goe(60),
+        goe(150),
+        with_spectrum(np.append(0.05 * (some(145) - 0.5), [5, 4, 3, 2, 1]))[0],  # outliers and bulk
+        with_spectrum(np.append(some(148), [-30, 1.5]))[0],  # the most negative one is the largest
+        with_spectrum(np.append(some(148) - 5, [-1.0, -0.5]))[0],  # all negative
+        with_spectrum(np.append(some(145), [1.2, 1.21, 1.22, 1.23, 1.24]))[0],  # clustered top
+        with_spectrum(np.append(np.zeros(147), [1, 2, 3]))[0],
+        with_spectrum(np.append(np.zeros(147), [-1, -2, -3]))[0],
+        with_spectrum(np.append(0.9 * some(145), [1, 1, 1, 0.98, 0.98]))[0],
+        1e-25 * goe(150),  # squares underflow in float32
+        1e20 * goe(150),
     ],
 )
 def test_agrees_with_the_dense_decomposition(matrix, k, dtype):
@@ -81,38 +90,30 @@ def test_agrees_with_the_dense_decomposition(matrix, k, dtype):
         (np.array([[-3.0]]), 1, 1),
         (np.array([[-3.0, 1.0], [1.0, 2.0]]), 2, 2),
         (with_spectrum(some(60))[0], 60, 60),
-        (with_spectrum(np.append(np.zeros(100), [1, 2, 3]))[0], 2, None),
-        (with_spectrum(np.append(np.zeros(100), [1, 2, 3]))[0], 6, None),
-        (with_spectrum(np.append(np.zeros(100), [-1, -2, -3]))[0], 2, None),
     ],
 )
 def test_invariant_subspaces(matrix, k, hvps, dtype):
     with jax.debug_nans(True):
         found = solve(matrix, k, dtype)
     check(matrix, found, dtype)
-    if hvps is not None:
-        assert found.hvps == hvps
-    assert found.hvps <= 60
+    assert found.hvps == hvps
 
 
 @BOTH
-@pytest.mark.parametrize("copies", [2, 3, 10])
-def test_repeated_eigenvalues(copies, dtype):
+def test_repeated_eigenvalues(dtype):
     """As of a linear model with several outputs, whose Hessian is I ⊗ XᵀX/n."""
-    x = np.random.default_rng(3).normal(size=(200, 30)) / np.sqrt(200)
-    matrix = np.kron(np.eye(copies), x.T @ x)
-    check(matrix, solve(matrix, 6, dtype), dtype)
-    repeated = with_spectrum(np.append(0.9 * some(200), [1, 1, 1, 0.98, 0.98]))[0]
-    check(repeated, solve(repeated, 4, dtype), dtype)
+    x = np.random.default_rng(3).normal(size=(100, 15)) / 10
+    matrix = np.kron(np.eye(10), x.T @ x)
+    check(matrix, solve(matrix, 4, dtype), dtype)
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("top", [1.01, 1.1, 2.0, 10.0])
 def test_starts_that_hide_the_largest_eigenvalue(top, k, dtype):
-    matrix, vectors = with_spectrum(np.append(0.8 * some(300), [1.0, top]))
+    matrix, vectors = with_spectrum(np.append(0.8 * some(148), [1.0, top]))
     check(matrix, solve(matrix, k, dtype, start=vectors[:, -2]), dtype)
-    start = np.random.default_rng(5).normal(size=302)
+    start = np.random.default_rng(5).normal(size=150)
     start -= vectors[:, -1] * (vectors[:, -1] @ start)
     start = start / np.linalg.norm(start) + 1e-8 * vectors[:, -1]
     check(matrix, solve(matrix, k, dtype, start=start), dtype)
@@ -120,34 +121,32 @@ def test_starts_that_hide_the_largest_eigenvalue(top, k, dtype):
 
 @BOTH
 def test_an_overtaken_warm_start_is_noticed(dtype, key):
-    matrix, vectors = with_spectrum(np.append(0.5 * some(300), [1.0, 1.01]))
+    matrix, vectors = with_spectrum(np.append(0.5 * some(148), [1.0, 1.01]))
     matrix, old = jnp.asarray(matrix, dtype), jnp.asarray(vectors[:, -2], dtype)
 
-    def run(key):
-        start, share = warm_start(old, key)
-        options = {"rtol": RTOL[dtype], "max_hvps": 500, "random_share": share}
-        return lanczos(lambda v: matrix @ v, start, **options).values[0]
+    def warm(key):
+        return run(matrix, *warm_start(old, key), RTOL[dtype], 500, k=1, basis=None).values[0]
 
-    values = jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(key, 200))
+    values = jax.jit(lambda keys: jax.lax.map(warm, keys))(jax.random.split(key, 200))
     # Without the test for missed eigenvalues nearly half of the float32 runs return 1.0.
     assert np.sum(np.abs(values - 1.01) > 1e-3) <= 2
 
 
 def test_a_good_warm_start_saves_products(key):
-    matrix, vectors = with_spectrum(np.append(some(400), 1.2))
+    matrix, vectors = with_spectrum(np.append(some(149), 1.2))
     start, share = warm_start(jnp.asarray(vectors[:, -1]), key)
-    warm = solve(matrix, start=start, random_share=share)
+    warm = solve(matrix, start=start, share=share)
     check(matrix, warm)
     assert warm.hvps <= solve(matrix).hvps - 4
-    for useless in (jnp.zeros(401), jnp.full(401, jnp.nan)):
+    for useless in (jnp.zeros(150), jnp.full(150, jnp.nan)):
         start, share = warm_start(useless, key)
         assert share == 1 and np.all(np.isfinite(start))
 
 
-@pytest.mark.parametrize("basis", [5, 8, 15, 300])
+@pytest.mark.parametrize("basis", [6, 8, 15, 150])
 def test_restarts_lose_nothing(basis):
-    matrix = with_spectrum(np.append(some(290), [1.1, 1.3, 1.5]))[0]
-    check(matrix, solve(matrix, 3, basis=basis))
+    matrix = with_spectrum(np.append(some(147), [1.1, 1.3, 1.5]))[0]
+    check(matrix, solve(matrix, 4, basis=basis))
 
 
 def count_eigsh(matrix, k, tol):
@@ -158,9 +157,9 @@ def count_eigsh(matrix, k, tol):
         count += 1
         return matrix @ v
 
-    operator = scipy.sparse.linalg.LinearOperator(matrix.shape, matvec, dtype=matrix.dtype)
+    linear = scipy.sparse.linalg.LinearOperator(matrix.shape, matvec, dtype=matrix.dtype)
     start = np.random.default_rng(0).normal(size=len(matrix)).astype(matrix.dtype)
-    scipy.sparse.linalg.eigsh(operator, k, which="LA", tol=tol, v0=start)
+    scipy.sparse.linalg.eigsh(linear, k, which="LA", tol=tol, v0=start)
     return count
 
 
@@ -169,7 +168,7 @@ def network_hessian():
 
 
 @BOTH
-@pytest.mark.parametrize("matrix", [goe(300), network_hessian()], ids=["random", "network"])
+@pytest.mark.parametrize("matrix", [goe(250), network_hessian()], ids=["random", "network"])
 def test_no_more_products_than_arpack(matrix, dtype):
     matrix = matrix.astype(dtype)
     tol = RTOL[dtype]
@@ -180,7 +179,7 @@ def test_no_more_products_than_arpack(matrix, dtype):
 
 
 def test_products_are_counted():
-    matrix, count = goe(100), 0
+    matrix, count = goe(50), 0
 
     def multiply(v):
         nonlocal count
@@ -190,15 +189,15 @@ def test_products_are_counted():
     def matvec(v):
         return jax.experimental.io_callback(multiply, v, v, ordered=True)
 
-    found = lanczos(matvec, jnp.ones(100), 3, rtol=1e-6, max_hvps=500)
+    found = lanczos(matvec, jnp.ones(50), 3, rtol=1e-6, max_hvps=500)
     assert found.hvps == count
     check(matrix, found)
 
 
-@pytest.mark.parametrize("budget", [3, 4, 10, 25])
+@pytest.mark.parametrize("budget", [4, 5, 10, 25])
 def test_a_budget_that_is_too_small(budget):
-    matrix = goe(500)
-    found = solve(matrix, 3, max_hvps=budget)
+    matrix = goe(150)
+    found = solve(matrix, 4, max_hvps=budget)
     assert found.hvps == budget and not found.converged
     rows = np.asarray(found.vectors)
     residuals = np.linalg.norm(rows @ matrix - found.values[:, None] * rows, axis=1)
@@ -207,20 +206,15 @@ def test_a_budget_that_is_too_small(budget):
 
 @pytest.mark.parametrize("good", [0, 7])
 def test_a_product_that_is_not_finite_ends_it(good):
-    matrix = jnp.asarray(goe(100))
-    # Row `good + 1` of the Krylov basis of e₀ is the first with weight on that entry.
+    """Entry `good` gets weight after that many products with this matrix."""
     chain = jnp.asarray(np.diag(np.ones(99), 1) + np.diag(np.ones(99), -1))
-    for operator in (matrix, chain):
-        found = lanczos(
-            lambda v: jnp.where(jnp.abs(v[good]) > 0, jnp.nan, operator @ v),
-            jnp.zeros(100).at[0].set(1.0),
-            2,
-            rtol=1e-6,
-            max_hvps=90,
-        )
-        assert found.hvps == (good + 1 if operator is chain or good == 0 else 2)
-        assert not found.converged
-        assert np.all(np.isnan(found.residuals)) and np.all(np.isnan(found.values))
+
+    def matvec(v):
+        return jnp.where(v[good] != 0, jnp.nan, chain @ v)
+
+    found = lanczos(matvec, jnp.zeros(100).at[0].set(1.0), 2, rtol=1e-6, max_hvps=90)
+    assert found.hvps == good + 1 and not found.converged
+    assert np.all(np.isnan(found.residuals)) and np.all(np.isnan(found.values))
 
 
 def test_under_vmap():

@@ -20,12 +20,12 @@ from gflow import _tree
 # if |g| < LUCK: a probability below 0.8·LUCK. `level` is MARGIN·‖A‖ above the k-th value; the test
 # costs nothing and, for a random start and k = 1, holds as soon as the residual is small.
 MARGIN = 0.005
-LUCK = 0.02
-# Noise in a warm start. Measured: without the test above, float32 at rtol 1e-4 took an old vector
-# that had been overtaken by 1% for the top one in 133 and 56 of 300 draws (two spectra, noise 0.3),
-# with it in 0 and 1. Hessians of tanh networks 2-20 steps of descent later, with the test: noise
-# 0.01 / 0.1 / 0.3 / 1 costs 20 / 18 / 18 / 19 HVPs in float64 (cold start 24) and 20 / 18 / 18 / 18
-# in float32 (cold 19). A Krylov method that has to rule out larger eigenvalues can't be much cheaper.
+LUCK = 0.005
+# Noise in a warm start. Measured: without the test above, float32 at rtol 1e-4 took an old vector that had
+# been overtaken by 1% for the top one in 133 and 56 of 300 draws (two spectra, noise 0.3), with it in 0 and
+# 1 at LUCK = 0.02. Hessians of tanh networks 2-20 steps of descent later, with the test at LUCK = 0.005:
+# noise 0.01 / 0.1 / 0.3 / 1 costs 22 / 20 / 19 / 20 HVPs in float32 and float64; a cold start 20 and 24. Who
+# has to rule out larger eigenvalues can't save much by knowing a vector.
 NOISE = 0.3
 _ROUNDING = 30  # residuals below 30 eps ‖A‖ are rounding of a Hessian-vector product
 _LONGEST = 6  # steps between two looks at the Ritz values, at most
@@ -113,7 +113,7 @@ def lanczos(
 
     Stops when every ‖A v − θ v‖ <= rtol·|θ| + 30 eps·‖A‖ and no larger eigenvalue is likely to have
     been missed: one more than 0.5% of ‖A‖ above the k-th value is overlooked with a probability below
-    2%. A single Krylov sequence sees one vector of each eigenspace, so for k > 1 (and for a start that
+    0.4%. A single Krylov sequence sees one vector of each eigenspace, so for k > 1 (and for a start that
     isn't random) a second sequence from a random vector, orthogonal to the pairs found, looks for
     others. This makes repeated eigenvalues right, as scipy's `eigsh` doesn't promise, and costs
     about a tenth of the HVPs.
