@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from gflow import _tree
 from gflow._descend import descent_run
 from gflow._integrate import flow_run
-from gflow._numbers import count, positive
+from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import AbstractObservable, Sharpness, as_observables
@@ -83,14 +83,14 @@ def compare(
     model: Callable | PyTree,
     data: PyTree,
     *,
-    learning_rate: float,
-    t_max: float,
+    learning_rate: Real,
+    t_max: Real,
     optimizer: optax.GradientTransformation | None = None,
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-7,
+    rtol: Real = 1e-4,
+    atol: Real = 1e-7,
     save_every: int | None = None,
     observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
     chunk_size: int | None = None,

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from gflow._descent_path import DescentPath
-from gflow._numbers import count, positive
+from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
@@ -24,10 +24,10 @@ from gflow.stop import AbstractStop
 def descend(
     model: Callable | PyTree,
     data: PyTree,
-    optimizer: float | optax.GradientTransformation,
+    optimizer: Real | optax.GradientTransformation,
     steps: int,
     *,
-    learning_rate: float | None = None,
+    learning_rate: Real | None = None,
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     minibatch: int | None = None,
@@ -90,10 +90,10 @@ def descend(
 
 def descent_run(
     problem: Problem,
-    optimizer: float | optax.GradientTransformation,
+    optimizer: Real | optax.GradientTransformation,
     steps: int,
     *,
-    learning_rate: float | None = None,
+    learning_rate: Real | None = None,
     minibatch: int | None = None,
     replace: bool = False,
     save_every: int | None = None,

@@ -14,7 +14,7 @@ import optimistix as optx
 from jaxtyping import Array, PyTree
 
 from gflow._flow_path import FlowPath
-from gflow._numbers import count, is_number, positive
+from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
@@ -32,16 +32,16 @@ _FIRST_STEP = 0.01
 def integrate(
     model: Callable | PyTree,
     data: PyTree,
-    t_max: float,
+    t_max: Real,
     *,
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     flow: AbstractFlow | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-7,
+    rtol: Real = 1e-4,
+    atol: Real = 1e-7,
     controller: diffrax.AbstractStepSizeController | None = None,
-    dt0: float | None = None,
+    dt0: Real | None = None,
     save_at: int | Sequence[float] | Array | np.ndarray = 101,
     save_models: bool = False,
     observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
@@ -108,14 +108,14 @@ def integrate(
 
 def flow_run(
     problem: Problem,
-    t_max: float,
+    t_max: Real,
     *,
     flow: AbstractFlow | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-7,
+    rtol: Real = 1e-4,
+    atol: Real = 1e-7,
     controller: diffrax.AbstractStepSizeController | None = None,
-    dt0: float | None = None,
+    dt0: Real | None = None,
     save_at: Any = 101,
     save_models: bool = False,
     observe: Any = (),
@@ -132,9 +132,7 @@ def flow_run(
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
-    # as arrays, so that other tolerances compile nothing
-    numbers, rest = eqx.partition(controller, lambda x: isinstance(x, float))
-    controller = eqx.combine(jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers), rest)
+    controller = _with_arrays(controller, dtype)
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)
         and isinstance(solver.term_structure, type)
@@ -178,6 +176,13 @@ def flow_run(
         progress=progress,
         checkpoint=checkpoint,
     )
+
+
+def _with_arrays(
+    controller: diffrax.AbstractStepSizeController, dtype: np.dtype
+) -> diffrax.AbstractStepSizeController:
+    """Its floats as arrays, so that other tolerances are other numbers and not another program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, float) else x, controller)
 
 
 def _with_tolerances(

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Num
+
+Real = float | int | np.number | Num[Array, ""] | Num[np.ndarray, ""]
 
 
 def is_number(x: Any) -> bool:

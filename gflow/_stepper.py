@@ -461,9 +461,10 @@ class Run:
 
 
 def _line(error: Exception) -> str:
-    """The first line that says something, of an error raised inside compiled code."""
-    lines = (line.strip().strip("-") for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+    """The line with the message, of an error raised inside compiled code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if line.partition(":")[0].endswith("Error")]
+    return (named or lines or [type(error).__name__])[0]
 
 
 def _stack(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:

@@ -138,6 +138,7 @@ calls = [
     lambda: gflow.integrate(model, data, 1.0, max_steps=2.5),
     lambda: gflow.descend(model, data, "adam", 3),
     lambda: gflow.descend(model, data, 0.1, 3.5),
+    lambda: gflow.descend(model, data, 0.1, 3, minibatch=1, key=0),
     lambda: gflow.compare(model, data, learning_rate=None, t_max=1.0),
     lambda: gflow.curvature.top_eigenpairs(gflow.Problem(model, data), 1.5),
 ]
@@ -154,7 +155,7 @@ def test_wrong_types():
     result = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True)
     said = result.stdout.splitlines()
     names = ["loss", "chunk_size", "t_max", "solver", "observe", "observe", "stop", "max_steps"]
-    names += ["optimizer", "steps", "learning_rate", "k"]
+    names += ["optimizer", "steps", "key", "learning_rate", "k"]
     assert not result.stderr and len(said) == len(names)
     for sentence, name in zip(said, names, strict=True):
         assert sentence.startswith(name) and "must" in sentence or "stop" in sentence
@@ -276,3 +277,100 @@ def test_progress_bar(capfd):
     assert "t = 1/1" in capfd.readouterr().err
     gflow.integrate(MODEL, DATA, 1.0)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore:w is NaN")
+def test_a_watched_quantity_that_turns_nan():
+    observe = {"w": lambda model, data: jnp.where(model.w > 1, jnp.nan, model.w)}
+    parabola = lambda model, data: 0.5 * (model.w - 2) ** 2
+    stop = gflow.stop.Crosses("w", 1.5)
+    options = dict(loss=parabola, observe=observe, stop=stop, throw=False)
+    for traj in (
+        gflow.integrate(start(0), None, 5.0, **options),
+        gflow.descend(start(0), None, 0.1, 50, **options),
+    ):
+        assert traj.status == "nonfinite" and "watched quantity" in traj.reason
+    with pytest.warns(UserWarning, match="w is NaN or infinite in some records, first at t = "):
+        gflow.integrate(start(0), None, 5.0, loss=parabola, observe=observe)
+
+
+def test_an_exception_inside_compiled_code_keeps_the_path():
+    def loss(model, data):
+        return 0.5 * (eqx.error_if(model.w, model.w > 1, "w is too big") - 2) ** 2
+
+    for run in (
+        lambda **k: gflow.integrate(start(0), None, 5.0, loss=loss, **k),
+        lambda **k: gflow.descend(start(0), None, 0.1, 50, loss=loss, save_every=1, **k),
+    ):
+        traj = run(throw=False)
+        assert traj.status == "error" and "w is too big" in traj.reason and len(traj.t) > 1
+        with pytest.raises(gflow.FlowError, match="w is too big"):
+            run()
+
+
+@pytest.mark.filterwarnings("ignore:the parameter")
+def test_the_diagnosis_of_max_steps_never_fails_itself():
+    half = Scalar(jnp.array(1.0, jnp.bfloat16))
+    traj = gflow.integrate(
+        half, None, 1e3, loss=lambda m, d: m.w**2, max_steps=20, rtol=0.1, atol=0.1, throw=False
+    )
+    assert traj.status == "max_steps" and "resolves too little" in traj.reason
+
+
+def test_numbers_beyond_the_dtype():
+    single = Scalar(jnp.array(1.0, jnp.float32))
+    loss = lambda model, data: model.w**2
+    refuses("t_max must be a positive finite time in float32", gflow.integrate, single, None, 1e39, loss=loss)
+    refuses("t_max must be", gflow.integrate, single, None, 1e-40, loss=loss)
+    refuses("atol must be", gflow.integrate, single, None, 1.0, loss=loss, atol=1e-60)
+    refuses("optimizer must be", gflow.descend, single, None, 1e-46, 3, loss=loss)
+    refuses("t_max must be", gflow.integrate, MODEL, DATA, 5e-324)
+
+
+def test_negative_losses_that_turn_nan_have_not_diverged():
+    loss = lambda model, data: model.w - 10 + jnp.sqrt(model.w - 0.5) * 1e-9
+    assert gflow.descend(start(1.05), None, 0.1, 50, loss=loss, throw=False).status == "nonfinite"
+
+
+def test_names_that_collide():
+    observe = {"sharpness_residual": lambda m, d: 0.0, "sharpness": gflow.observe.Sharpness()}
+    refuses("two are the same", gflow.integrate, MODEL, DATA, 1.0, observe=observe)
+    refuses(
+        "recorded as 'sharpness'", gflow.integrate, MODEL, DATA, 1.0, observe={"s": gflow.observe.Sharpness()}
+    )
+    refuses("must return one array", gflow.integrate, MODEL, DATA, 1.0, observe={"s": lambda m, d: None})
+    for bad in ({"rtol": -1.0}, {"max_hvps": 0}):
+        refuses("must", gflow.observe.Sharpness, **bad)
+
+
+def test_parameters_of_two_dtypes():
+    model = Linear({"a": jnp.ones(1, jnp.float32), "b": jnp.ones(1, jnp.float64)})
+    refuses("one dtype, but has float32 and float64", gflow.Problem, model, None, lambda m, d: m.w["a"][0])
+
+
+def test_inputs_that_the_model_can_not_take():
+    refuses(
+        "x must hold examples.*shape \\(3,\\)", gflow.integrate, MODEL, (np.ones((2, 3)), np.ones(2)), 1.0
+    )
+    as_lists = ([[1.0], [2.0]], [1.0, 2.0])
+    assert gflow.integrate(MODEL, as_lists, 1.0).ok
+
+
+def test_unstable_fixed_steps_are_doubted_though_nothing_was_recorded():
+    with pytest.warns(UserWarning, match="loss rose"):
+        gflow.integrate(
+            start(0),
+            None,
+            10.5,
+            loss=lambda m, d: (m.w - 2) ** 2,
+            solver=diffrax.Euler(),
+            controller=diffrax.ConstantStepSize(),
+            dt0=1.05,
+            save_at=[0.0],
+        )
+
+
+def test_progress_without_an_end(capfd):
+    stop = gflow.stop.LossBelow(np.float32(1e-3))
+    gflow.integrate(MODEL, DATA, np.inf, save_at=[0.0], stop=stop, progress=True)
+    assert "t = " in capfd.readouterr().err

@@ -67,6 +67,8 @@ def test_belongs_to_one_run(tmp_path, interrupted_at_record_five):
         flow(path, save_at=10)
     with pytest.raises(ValueError, match="belongs to another run"):
         descent(path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        flow(path, observe=OBSERVE | {"first": lambda model, data: 2 * model.layers[0].weight})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a file that gflow wrote, or is damaged"):
         flow(path)
@@ -77,3 +79,17 @@ def test_both_paths_of_a_comparison_end_together(interrupted_at_record_five):
     both = gflow.compare(model, data, learning_rate=0.1, t_max=5.0)
     assert both.flow.status == both.descent.status == "interrupted"
     assert len(both.distance) == 4 and len(both.flow.t) <= 6
+
+
+def test_numbers_inside_functions_belong_to_the_run(tmp_path, interrupted_at_record_five, monkeypatch):
+    path = tmp_path / "run.npz"
+    towards = lambda goal: lambda model, data: 0.5 * jnp.sum((model.w - goal) ** 2)
+    run = lambda rate, goal: gflow.descend(
+        Linear(jnp.zeros(1)), None, optax.adam(rate), 20, loss=towards(goal), save_every=2, checkpoint=path
+    )
+    assert run(0.1, 2.0).status == "interrupted"
+    monkeypatch.undo()
+    for rate, goal in ((0.2, 2.0), (0.1, 3.0)):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            run(rate, goal)
+    assert run(0.1, 2.0).status == "success"

@@ -78,6 +78,12 @@ def test_records_of_both_paths_and_sharpness():
         assert np.array_equal(a, b)
 
 
+def test_a_horizon_of_single_precision():
+    model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    both = gflow.compare(model, data, learning_rate=np.float32(0.1), t_max=np.float32(0.5))
+    assert both.step.tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_diverging_descent_leaves_the_flow_whole():
     model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
     both = gflow.compare(model, data, learning_rate=2.5, t_max=500.0, throw=False)

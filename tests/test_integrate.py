@@ -262,6 +262,16 @@ def test_other_numbers_compile_nothing():
         gflow.integrate(*network, 3.0, save_at=np.linspace(0, 1, 11), **calls)
         gflow.integrate(*network, 3.0, **calls | {"stop": gflow.stop.LossBelow(1e-8)})
     assert compiled == []
+    controlled = lambda rtol: gflow.integrate(
+        *network,
+        1.0,
+        controller=diffrax.PIDController(rtol=rtol, atol=1e-7),
+        observe=[gflow.observe.Sharpness(rtol=rtol)],
+    )
+    controlled(1e-4)
+    with _count_compilations() as compiled:
+        controlled(1e-5)
+    assert compiled == []
 
 
 def _weight(model, data):
@@ -308,6 +318,19 @@ def test_gradients_are_counted_exactly(solver):
     jax.effects_barrier()
     assert traj.stats["gradients"] == counted[0]
     assert traj.stats["record_gradients"] == 7 + 2
+    stopped = gflow.integrate(
+        Linear(jnp.zeros(2)),
+        (x, y),
+        3.0,
+        loss=loss,
+        solver=solver,
+        save_at=7,
+        stop=gflow.stop.GradientNormBelow(0.5),
+        **fixed,
+    )
+    jax.effects_barrier()
+    assert stopped.status == "stopped"
+    assert stopped.stats["gradients"] == counted[0] - traj.stats["gradients"]
 
 
 def test_stop_is_located_on_the_continuous_path():

@@ -1,4 +1,5 @@
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def test_a_good_warm_start_saves_products(key):
         assert share == 1 and np.all(np.isfinite(start))
 
 
-@pytest.mark.parametrize("basis", [6, 8, 15, 150])
+@pytest.mark.parametrize("basis", [10, 15, 150])
 def test_restarts_lose_nothing(basis):
     matrix = with_spectrum(np.append(some(147), [1.1, 1.3, 1.5]))[0]
     check(matrix, solve(matrix, 4, basis=basis))
@@ -163,19 +164,26 @@ def count_eigsh(matrix, k, tol):
     return count
 
 
-def network_hessian():
-    return dense_hessian(problem_of(tanh_network(sizes=(8, 14, 10, 3), examples=40)))
+def network_hessian(seed):
+    return dense_hessian(problem_of(tanh_network(sizes=(8, 14, 10, 3), examples=40, seed=seed)))
 
 
 @BOTH
-@pytest.mark.parametrize("matrix", [goe(250), network_hessian()], ids=["random", "network"])
-def test_no_more_products_than_arpack(matrix, dtype):
-    matrix = matrix.astype(dtype)
-    tol = RTOL[dtype]
-    assert solve(matrix, 1, dtype).hvps <= count_eigsh(matrix, 1, tol)
+@pytest.mark.parametrize("matrix_of", [lambda seed: goe(150, seed), network_hessian])
+def test_no_more_products_than_arpack(matrix_of, dtype):
+    matrices = [matrix_of(seed).astype(dtype) for seed in range(4)]
+
+    def total(k):
+        return sum(int(solve(matrix, k, dtype).hvps) for matrix in matrices)
+
+    def arpack(k, tol):
+        return sum(count_eigsh(matrix, k, tol) for matrix in matrices)
+
+    assert total(1) <= arpack(1, RTOL[dtype])
     # The search for repeated eigenvalues, which ARPACK doesn't make, is included.
-    assert solve(matrix, 6, dtype).hvps <= 1.2 * count_eigsh(matrix, 6, tol)
-    assert solve(matrix, 6, dtype).hvps <= count_eigsh(matrix, 6, 0)
+    assert total(6) <= 1.2 * arpack(6, RTOL[dtype])
+    # Its default tolerance is full accuracy.
+    assert total(6) <= (0.95 if dtype == np.float32 else 0.65) * arpack(6, 0)
 
 
 def test_products_are_counted():
@@ -221,16 +229,13 @@ def test_under_vmap():
     matrix = goe(80)
     factors = jnp.array([1.0, 0.0, -2.0])
     starts = np.random.default_rng(0).normal(size=(3, 80))
-
-    def run(start, factor):
-        return lanczos(lambda v: factor * (matrix @ v), start, 2, rtol=1e-6, max_hvps=500, random_share=1.0)
-
-    found = jax.vmap(run)(starts, factors)
-    for i, factor in enumerate(factors):
-        check(float(factor) * matrix, jax.tree.map(lambda x: x[i], found))
+    many = jax.vmap(lambda start, factor: run(factor * matrix, start, 1.0, 1e-6, 500, k=2, basis=None))
+    found = many(starts, factors)
+    for i in range(3):
+        check(float(factors[i]) * matrix, jax.tree.map(operator.itemgetter(i), found))
 
 
-@pytest.mark.parametrize("k, basis, match", [(0, None, "k must"), (6, None, "k must"), (2, 3, "basis")])
+@pytest.mark.parametrize("k, basis, match", [(0, None, "k must"), (9, None, "k must"), (2, 4, "basis")])
 def test_rejects(k, basis, match):
     with pytest.raises(ValueError, match=match):
-        lanczos(lambda v: v, jnp.ones(5), k, rtol=1e-6, max_hvps=9, basis=basis)
+        lanczos(lambda v: v, jnp.ones(8), k, rtol=1e-6, max_hvps=9, basis=basis)

@@ -144,3 +144,10 @@ def test_a_second_call_compiles_nothing():
         gflow.sharpness(moved, data, rtol=1e-3)
         gflow.sharpness(moved, data, max_hvps=50, key=jax.random.key(3))
     assert compiled == []
+
+
+def test_a_record_that_did_not_converge_is_said():
+    network = tanh_network()
+    with pytest.warns(UserWarning, match="sharpness did not reach its accuracy in 3 of 3 records"):
+        traj = gflow.integrate(*network, 1.0, save_at=3, observe=[gflow.observe.Sharpness(max_hvps=2)])
+    assert any("sharpness" in sentence for sentence in traj.warnings)

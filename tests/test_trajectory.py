@@ -118,3 +118,15 @@ def test_flow_error_carries_the_trajectory_and_pickles():
     assert traj.status == "max_steps" and traj.stats["steps"] == 3 and 0 < traj.t[-1] < 100
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.trajectory.reason == traj.reason
+
+
+def test_a_model_with_a_random_key_is_saved(tmp_path):
+    class Keyed(Linear):
+        key: jax.Array
+
+    model = Keyed(jnp.zeros(1), jax.random.key(5))
+    traj = gflow.integrate(model, (np.ones((1, 1)), np.ones(1)), 1.0, save_at=2)
+    traj.save(tmp_path / "run.npz")
+    back = gflow.load(tmp_path / "run.npz", like=model)
+    assert np.array_equal(jax.random.key_data(back.model.key), jax.random.key_data(model.key))
+    assert np.array_equal(back.model.w, traj.model.w)

@@ -136,8 +136,8 @@ def lanczos(
     m = min(size, 36 + 2 * k) if basis is None else min(size, basis)
     if not 1 <= k <= size:
         raise ValueError(f"k must lie in 1..{size}, the size of the operator, but {k} came.")
-    if m < min(size, k + 2):
-        raise ValueError(f"basis must be at least k + 2 = {k + 2}, but {basis} came; leave it out.")
+    if m < min(size, 2 * k + 2):
+        raise ValueError(f"basis must be at least 2 k + 2 = {2 * k + 2}, but {basis} came; leave it out.")
     key = jax.random.key(0) if key is None else key
     rtol, tiny = jnp.asarray(rtol, dtype), jnp.finfo(dtype).tiny
     rounding = _ROUNDING * jnp.finfo(dtype).eps
