@@ -35,6 +35,7 @@ class DescentState(eqx.Module):
     optimizer_state: PyTree
     loss: Float[Array, ""]
     gradient: PyTree[Array]
+    gradient_norm: Float[Array, ""]  # as it was when the last `advance` ended
     order: Int[Array, " examples"] | None
     scale: Float[Array, ""]
     losses: Float[Array, " buffer"]
@@ -70,6 +71,7 @@ class DescentPath(AbstractPath):
             optimizer_state=self._transformation().init(params),
             loss=loss,
             gradient=gradient,
+            gradient_norm=_tree.norm(gradient),
             order=order,
             scale=loss,
             losses=jnp.zeros(_BUFFER, loss.dtype).at[0].set(loss),
@@ -102,7 +104,8 @@ class DescentPath(AbstractPath):
             lambda: self._batch(state.step, state.order).gradient(state.params),
             lambda: state.gradient,
         )
-        return eqx.tree_at(lambda s: s.gradient, state, gradient)
+        known = lambda s: (s.gradient, s.gradient_norm)
+        return eqx.tree_at(known, state, (gradient, _tree.norm(gradient)))
 
     def _step(self, now: DescentState) -> DescentState:
         """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
@@ -139,6 +142,7 @@ class DescentPath(AbstractPath):
             optimizer_state=optimizer_state,
             loss=loss,
             gradient=gradient,
+            gradient_norm=now.gradient_norm,
             order=order,
             scale=now.scale,
             losses=now.losses.at[now.filled].set(loss),
@@ -204,7 +208,7 @@ class DescentPath(AbstractPath):
         """Known from the step itself, except for mini-batches."""
         del position
         if self.minibatch is None:
-            return state.params, state.loss, _norm(state.gradient), 0
+            return state.params, state.loss, state.gradient_norm, 0
         return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
 
     def shown(self, state):
@@ -252,6 +256,3 @@ class DescentPath(AbstractPath):
             "gradients": steps + 1 + (0 if full else self.watch.gradients() * checks),
             "hvps": int(state.watch_hvps),
         }
-
-
-_norm = eqx.filter_jit(_tree.norm)
