@@ -204,6 +204,10 @@ class DescentPath(AbstractPath):
         margins, _, hvps = self.watch.margins(self.problem, state.params, state.sides, state.watched)
         return margins, hvps
 
+    def evaluate(self, state):
+        """On all data."""
+        return loss_and_gradient_norm(self.problem, state.params)
+
     def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
         del position

@@ -61,6 +61,10 @@ class AbstractPath(eqx.Module):
         """The position of `state`."""
 
     @abc.abstractmethod
+    def evaluate(self, state: PyTree) -> tuple[Array, Array]:
+        """Loss and gradient norm at the start, evaluated anew at each call."""
+
+    @abc.abstractmethod
     def record(self, state: PyTree, position: float | int) -> tuple[PyTree[Array], Array, Array, int]:
         """θ, loss and gradient norm at `position`, which lies within the last step.
 
@@ -122,9 +126,10 @@ def _read_observables(observables, problem, params, states):
     return values, tuple(reading.state for reading in readings), hvps, trusted
 
 
-def check_start(problem: Problem) -> float:
+def check_start(path: AbstractPath, state: PyTree) -> float:
     """The loss at the start; refuses a problem that is not finite there or not deterministic."""
-    first, second = (tuple(map(float, loss_and_gradient_norm(problem, problem.params))) for _ in range(2))
+    problem = path.problem
+    first, second = (tuple(map(float, path.evaluate(state))) for _ in range(2))
     if not np.all(np.isfinite(first)):
         what = "loss" if not np.isfinite(first[0]) else "gradient of the loss"
         raise ValueError(
@@ -244,9 +249,9 @@ class Run:
     def _drive(self) -> Iterator[PyTree[Array]]:
         with self._bar() as bar:
             path = self.path
-            self._initial_loss = check_start(path.problem)
-            self._gradients += 2
             state = path.start()
+            self._initial_loss = check_start(path, state)
+            self._gradients += 2
             self._last = path.problem.params
             self._observed = _init_observables(self.observables, path.problem, self._last)
             self._state = state
