@@ -121,6 +121,19 @@ def test_starts_that_hide_the_largest_eigenvalue(top, k, dtype):
 
 
 @BOTH
+def test_nearly_repeated_eigenvalues_from_a_start_that_hides_them(dtype):
+    """Vectors kept for the second sequence must not keep the pairs it finds from converging."""
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        top = 1 + 10.0 ** random.uniform(-7, -1, 6) * random.normal(size=6)
+        matrix, vectors = with_spectrum(np.append(random.uniform(-0.5, 0.9, 144), top), seed)
+        hidden = np.append(np.ones(144), 10.0 ** random.uniform(-9, 0, 6))
+        found = solve(matrix, 4, dtype, start=vectors @ (hidden * random.normal(size=150)))
+        assert found.converged and found.hvps < 200
+        np.testing.assert_allclose(found.values, np.linalg.eigvalsh(matrix)[:-5:-1], atol=5e-3)
+
+
+@BOTH
 def test_an_overtaken_warm_start_is_noticed(dtype, key):
     matrix, vectors = with_spectrum(np.append(0.5 * some(148), [1.0, 1.01]))
     matrix, old = jnp.asarray(matrix, dtype), jnp.asarray(vectors[:, -2], dtype)
