@@ -155,10 +155,10 @@ def _traces_alike(problem: Problem) -> bool:
     try:
         if seen in _ALIKE:
             return True
-    except TypeError:  # something that can't be hashed: look each time
-        return len({program(Problem.value, problem, problem.params) for _ in range(2)}) == 1
+    except TypeError:  # something in it can't be hashed: trace it each time
+        seen = None
     alike = len({program(Problem.value, problem, problem.params) for _ in range(2)}) == 1
-    if alike and len(_ALIKE) < 256:
+    if alike and seen is not None and len(_ALIKE) < 256:
         _ALIKE.add(seen)
     return alike
 
@@ -223,7 +223,7 @@ class Run:
                 if self._state is None:
                     raise
                 here = self.time(self._position())
-                self._fail("error", f"an evaluation failed after t = {here:.6g}: {_line(error)}")
+                self._end("error", f"an evaluation failed after t = {here:.6g}: {_line(error)}")
                 return
             yield params
 
@@ -244,7 +244,7 @@ class Run:
         here = self._position()
         if self._is_new(here):
             self._record(here, self.time(here))
-        self._fail("interrupted", f"the run was interrupted from the keyboard at t = {self.time(here):.6g}")
+        self._end("interrupted", f"the run was interrupted from the keyboard at t = {self.time(here):.6g}")
 
     def _drive(self) -> Iterator[PyTree[Array]]:
         with self._bar() as bar:
@@ -269,7 +269,7 @@ class Run:
                     return
                 label = self.times[self._done] if self._done < len(self.times) else None
                 if not self._record(target, label):
-                    self._fail(*path.explain(self._state, NONFINITE, self._initial_loss))
+                    self._end(*path.explain(self._state, NONFINITE, self._initial_loss))
                     return
                 self._done += 1
                 if label is not None:
@@ -313,10 +313,10 @@ class Run:
             level = float(self.path.watch.levels[which])
             name = type(stop).__name__
             reason = f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({name})"
-            self._fail("stopped", reason)
+            self._end("stopped", reason)
         else:
             here = self._position()
-            self._fail(*self.path.explain(self._state, code, self._initial_loss))
+            self._end(*self.path.explain(self._state, code, self._initial_loss))
         if not self._is_new(here):
             return
         if self._record(here, self.time(here)):
@@ -324,7 +324,7 @@ class Run:
         else:
             self._last = self._state.params  # the last finite parameters, even if their loss is not
 
-    def _fail(self, status: str, reason: str) -> None:
+    def _end(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
 
     def _position(self) -> float:
