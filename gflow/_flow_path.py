@@ -40,6 +40,11 @@ class FlowState(eqx.Module):
     watch_hvps: Int[Array, ""]
 
 
+@eqx.filter_jit  # so that `start`, which needs only the shape of it, and `advance` share one trace
+def _attempt(solver, term, t, t_next, params, solver_state, made_jump):
+    return solver.step(term, t, t_next, params, None, solver_state, made_jump)
+
+
 class FlowPath(AbstractPath):
     """A flow as a path: positions are times."""
 
@@ -69,9 +74,10 @@ class FlowPath(AbstractPath):
         )
         t_next = jnp.minimum(t_next, self.t_max)
         solver_state = solver.init(term, zero, t_next, problem.params, None)
+        solver_state = _tree.as_arrays(solver_state)
         made_jump = jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
-            solver.step, term, zero, t_next, problem.params, None, solver_state, made_jump
+            _attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
         )
         sides, watched = self.watch.start(problem, problem.params)
         count = jnp.array(0)
@@ -115,8 +121,8 @@ class FlowPath(AbstractPath):
 
     def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
         """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
-        params, error, dense, solver_state, solver_result = self.solver.step(
-            term, now.t, now.t_next, now.params, None, now.solver_state, now.made_jump
+        params, error, dense, solver_state, solver_result = _attempt(
+            self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )
         finite = _tree.all_finite(params)
         safe = _tree.where(finite, params, now.params)
