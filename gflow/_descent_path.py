@@ -83,7 +83,6 @@ class DescentPath(AbstractPath):
         )
         return _tree.as_arrays(state)
 
-    @eqx.filter_jit
     def advance(self, state, until, budget):
         """Steps in one compiled loop."""
         limit = state.step + jnp.minimum(budget, _BUFFER)

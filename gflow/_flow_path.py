@@ -101,7 +101,6 @@ class FlowPath(AbstractPath):
         )
         return _tree.as_arrays(state)
 
-    @eqx.filter_jit
     def advance(self, state, until, budget):
         """Steps until `until` is passed, with diffrax's own stepping calls."""
         term = self.flow.term(self.problem)

@@ -147,7 +147,7 @@ class Problem(eqx.Module):
             return mean
 
     def _check_loss(self) -> None:
-        struct = _shape_of(lambda p: self.loss(self.model(p), self.data), self.params)
+        struct = _shape_of(self.loss, self.model(self.params), self.data)
         leaves = jtu.tree_leaves(struct)
         shown = leaves[0] if len(leaves) == 1 else struct
         if len(leaves) != 1 or shown.shape != () or not jnp.issubdtype(shown.dtype, jnp.floating):
@@ -300,10 +300,15 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
     return output, one[1]
 
 
-def _shape_of(function: Callable, argument: PyTree) -> PyTree:
-    """Shapes and dtypes of `function(argument)`, without evaluating it."""
+@eqx.filter_jit  # so that the same model is traced once, however many problems are made of it
+def _called(function, *arguments):
+    return function(*arguments)
+
+
+def _shape_of(function: Callable, *arguments: PyTree) -> PyTree:
+    """Shapes and dtypes of `function(*arguments)`, without evaluating it."""
     try:
-        return eqx.filter_eval_shape(function, argument)
+        return eqx.filter_eval_shape(_called, function, *arguments)
     except RuntimeError as error:
         if "requires a key" not in str(error):  # Equinox's words for dropout
             raise

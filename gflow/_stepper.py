@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 from gflow import _tree
 from gflow._checkpoint import Checkpoint, program
 from gflow._problem import Problem
+from gflow._repeat import Repeat
+from gflow._start_check import check_start
 from gflow._trajectory import FlowError, Trajectory
 from gflow._watch import Watch
 from gflow.observe import RESERVED, AbstractObservable
@@ -126,46 +128,6 @@ def _read_observables(observables, problem, params, states):
     return values, tuple(reading.state for reading in readings), hvps, trusted
 
 
-def check_start(path: AbstractPath, state: PyTree) -> float:
-    """The loss at the start; refuses a problem that is not finite there or not deterministic."""
-    problem = path.problem
-    first, second = (tuple(map(float, path.evaluate(state))) for _ in range(2))
-    if not np.all(np.isfinite(first)):
-        what = "loss" if not np.isfinite(first[0]) else "gradient of the loss"
-        raise ValueError(
-            f"loss must be finite and differentiable where the run starts, but the {what} is "
-            f"{first[0] if what == 'loss' else first[1]} there although parameters and data are finite; "
-            "look for log, sqrt or a division at 0 in model and loss, or scale the initialisation."
-        )
-    same = np.allclose(first, second, rtol=1e-3, atol=1e-6 * (1 + abs(first[0])))  # GPUs sum in any order
-    if not same or not _traces_alike(problem):
-        raise ValueError(
-            "model must be deterministic, but two evaluations of its loss and gradient at the same "
-            f"parameters differ ({first[0]:.9g} and {second[0]:.9g}, or in their random constants); "
-            "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
-        )
-    return first[0]
-
-
-def _traces_alike(problem: Problem) -> bool:
-    """Whether two traces of the loss are the same program, which they aren't if Python draws numbers."""
-    arrays, static = eqx.partition(problem, eqx.is_array)
-    shapes = jtu.tree_map(lambda x: (x.shape, str(x.dtype)), arrays)
-    seen = (jtu.tree_structure((shapes, static)), *jtu.tree_leaves(shapes), *jtu.tree_leaves(static))
-    try:
-        if seen in _ALIKE:
-            return True
-    except TypeError:  # something in it can't be hashed: trace it each time
-        seen = None
-    alike = len({program(Problem.value, problem, problem.params) for _ in range(2)}) == 1
-    if alike and seen is not None and len(_ALIKE) < 256:
-        _ALIKE.add(seen)
-    return alike
-
-
-_ALIKE: set[Any] = set()  # problems by their functions and shapes; tracing takes longer than a short run
-
-
 class Run:
     """One path being driven and recorded. Iterating over it makes the records, one at a time."""
 
@@ -250,13 +212,16 @@ class Run:
         with self._bar() as bar:
             path = self.path
             state = path.start()
-            self._initial_loss = check_start(path, state)
+            self._initial_loss = check_start(path.problem, lambda: path.evaluate(state))
             self._gradients += 2
             self._last = path.problem.params
             self._observed = _init_observables(self.observables, path.problem, self._last)
             self._state = state
             self._keep_step_losses()
             self._restore()
+            path_class = type(path)
+            self._moves = Repeat(path_class.advance, path_class.where, path, self._state)
+            self._where = jax.device_get(path.where(self._state))
             # the horizon comes last even if nothing is recorded there
             targets = [*self.positions]
             if not targets or targets[-1] < self.end:
@@ -281,7 +246,7 @@ class Run:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
         before = -1
         while True:
-            position, steps, code = jax.device_get(self.path.where(self._state))
+            position, steps, code = self._where
             self._show(bar, float(position))
             if code != RUNNING or position >= target:
                 # a stop beyond the target is dealt with when the target has been recorded
@@ -294,8 +259,8 @@ class Run:
             budget = min(self._budget, self.max_steps - int(steps))
             began = perf_counter()
             # arrays, because a Python number would be compiled in
-            self._state = self.path.advance(self._state, np.asarray(target), np.asarray(budget))
-            jax.block_until_ready(self.path.where(self._state))
+            self._where = jax.device_get(self._moves(np.asarray(target), np.asarray(budget)))
+            self._state = self._moves.get()
             self._keep_step_losses()
             if self._checkpoint is not None and self._checkpoint.is_due():
                 self._save()

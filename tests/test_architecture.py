@@ -29,6 +29,8 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_trajectory"}, {"_tree"}),  # what a run returns
     ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
+    ({"_repeat"}, set()),  # one compiled call made again and again
+    ({"_start_check"}, "above"),  # what must hold where a run starts
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_integrate", "_descend"}, "above"),  # the two verbs

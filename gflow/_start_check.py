@@ -1,0 +1,54 @@
+"""What must hold where a run starts: a finite loss with a finite gradient, the same at every evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array
+
+from gflow._checkpoint import program
+from gflow._problem import Problem
+
+
+def check_start(problem: Problem, evaluate: Callable[[], tuple[Array, Array]]) -> float:
+    """The loss at the start; refuses a problem that is not finite there or not deterministic.
+
+    `evaluate()` gives loss and gradient norm there, evaluated anew at each call.
+    """
+    first, second = (tuple(map(float, evaluate())) for _ in range(2))
+    if not np.all(np.isfinite(first)):
+        what = "loss" if not np.isfinite(first[0]) else "gradient of the loss"
+        raise ValueError(
+            f"loss must be finite and differentiable where the run starts, but the {what} is "
+            f"{first[0] if what == 'loss' else first[1]} there although parameters and data are finite; "
+            "look for log, sqrt or a division at 0 in model and loss, or scale the initialisation."
+        )
+    same = np.allclose(first, second, rtol=1e-3, atol=1e-6 * (1 + abs(first[0])))  # GPUs sum in any order
+    if not same or not _traces_alike(problem):
+        raise ValueError(
+            "model must be deterministic, but two evaluations of its loss and gradient at the same "
+            f"parameters differ ({first[0]:.9g} and {second[0]:.9g}, or in their random constants); "
+            "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
+        )
+    return first[0]
+
+
+def _traces_alike(problem: Problem) -> bool:
+    """Whether two traces of the loss are the same program, which they aren't if Python draws numbers."""
+    arrays, static = eqx.partition(problem, eqx.is_array)
+    shapes = jtu.tree_map(lambda x: (x.shape, str(x.dtype)), arrays)
+    seen = (jtu.tree_structure((shapes, static)), *jtu.tree_leaves(shapes), *jtu.tree_leaves(static))
+    try:
+        if seen in _ALIKE:
+            return True
+    except TypeError:  # something in it can't be hashed: trace it each time
+        seen = None
+    alike = len({program(Problem.value, problem, problem.params) for _ in range(2)}) == 1
+    if alike and seen is not None and len(_ALIKE) < 256:
+        _ALIKE.add(seen)
+    return alike
+
+
+_ALIKE: set[Any] = set()  # problems by their functions and shapes; tracing takes longer than a short run
