@@ -1,6 +1,6 @@
 """gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
 
-from gflow import curvature, data, flows, losses, observe, plot, stop
+from gflow import curvature, data, flows, losses, observe, plot, solvers, stop
 from gflow._compare import Comparison, compare
 from gflow._descend import descend
 from gflow._integrate import integrate
@@ -25,5 +25,6 @@ __all__ = [
     "observe",
     "plot",
     "sharpness",
+    "solvers",
     "stop",
 ]

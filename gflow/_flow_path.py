@@ -13,6 +13,7 @@ from gflow._problem import Problem
 from gflow._stepper import NONFINITE, RUNNING, SOLVER_FAILURE, STOPPED, UNDERFLOW, AbstractPath, Position
 from gflow._watch import Watch
 from gflow.flows import AbstractFlow, GradientFlow
+from gflow.solvers import AbstractFlowSolver, Predictive
 
 # So many rejected steps in a row that met a NaN or infinity end the run. Each divides the step by 5,
 # so a step that was only far too long recovers long before.
@@ -55,6 +56,7 @@ class FlowPath(AbstractPath):
     controller: diffrax.AbstractStepSizeController
     t_max: Float[Array, ""]
     dt0: Float[Array, ""] | None
+    reason: str = eqx.field(static=True)  # why this solver, if it was chosen for the user
 
     @eqx.filter_jit
     def start(self):
@@ -188,7 +190,11 @@ class FlowPath(AbstractPath):
         )
         # a rejected step leaves the position and whatever describes it as they were
         position = lambda s: (s.t_before, s.t, s.params, s.dense, s.solver_state, s.made_jump)
-        kept = _tree.where(accept, position(after), position(now))
+        before = now
+        if isinstance(self.solver, AbstractFlowSolver):  # keeps what the attempt has cost and learnt
+            retry = self.solver.rejected(now.solver_state, solver_state)
+            before = eqx.tree_at(lambda s: s.solver_state, now, retry)
+        kept = _tree.where(accept, position(after), position(before))
         return eqx.tree_at(position, after, kept, is_leaf=lambda x: x is None)
 
     def _clip(self, t, t_next, keep):
@@ -325,9 +331,14 @@ class FlowPath(AbstractPath):
         """Attempted steps, and gradients as far as the solver's stages tell them."""
         steps, rejected = int(state.steps), int(state.rejected)
         per_step, at_start = _gradients(self.solver)
+        if isinstance(self.solver, AbstractFlowSolver):
+            per_step, at_start = 0, int(state.solver_state.gradients)
+        if isinstance(self.controller, Predictive) and self.dt0 is None:
+            at_start += 1
         watching = self.watch.gradients() * (steps - rejected + 1)
         return {
             "solver": self._name,
+            "solver_reason": self.reason or "named by the user",
             "steps": steps,
             "rejected": rejected,
             "gradients": None if per_step is None else per_step * steps + at_start + watching,

@@ -21,6 +21,7 @@ from gflow._trajectory import Trajectory
 from gflow._watch import Watch
 from gflow.flows import AbstractFlow, GradientFlow
 from gflow.observe import AbstractObservable, as_observables
+from gflow.solvers import AbstractFlowSolver, Predictive, choose
 from gflow.stop import AbstractStop
 
 _MAX_STEPS = 1_000_000
@@ -60,10 +61,13 @@ def integrate(
     - `t_max`: the horizon, a positive time. `inf` is allowed together with `stop` and explicit save
         times.
     - `flow`: the vector field, by default [`gflow.flows.GradientFlow`][].
-    - `solver`: any diffrax ODE solver; by default `diffrax.Tsit5()`.
+    - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by the
+        tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
+        own the default is `diffrax.Tsit5()`.
     - `rtol`, `atol`: tolerances of the step-size control: the root mean square over parameters of
-        error / (atol + rtol |θ|) is kept below 1 in every step. `atol` must lie far below the scale of a
-        tiny initialisation.
+        error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they
+        are translated so that the relative error of θ at the end is about `rtol`. `atol` must lie far
+        below the scale of a tiny initialisation.
     - `controller`: a diffrax step size controller in place of `diffrax.PIDController(rtol, atol)`, for
         instance `diffrax.ConstantStepSize()` with `dt0`.
     - `dt0`: the first step; by default 0.01, from where the controller takes over.
@@ -129,9 +133,17 @@ def flow_run(
     observables = as_observables(observe)
     watch = Watch(stop, observables, dtype)
     times = _save_times(save_at, t_max, bool(watch), dtype)
+    flow = GradientFlow() if flow is None else flow
+    reason = ""
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
+        if solver is None:
+            symmetric = isinstance(flow, GradientFlow)
+            solver, reason = choose(rtol, problem.size, dtype, symmetric=symmetric)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
+        if isinstance(solver, AbstractFlowSolver):
+            controller = Predictive(*solver.tolerances(rtol, atol, problem.params))
+            solver = solver.prepared(controller.rtol)
     controller = _with_arrays(controller, dtype)
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)
@@ -152,16 +164,17 @@ def flow_run(
         raise ValueError("dt0 must be given with controller=ConstantStepSize(), as the step to take.")
     if dt0 is not None:
         dt0 = positive("dt0", dt0, "step size", dtype)
-    elif adaptive:
+    elif adaptive and not isinstance(controller, Predictive):  # which knows a better one
         dt0 = _FIRST_STEP
     path = FlowPath(
         problem=problem,
         watch=watch,
-        flow=GradientFlow() if flow is None else flow,
+        flow=flow,
         solver=_with_tolerances(diffrax.Tsit5() if solver is None else solver, controller, rtol, atol),
         controller=controller.wrap(1),
         t_max=jnp.asarray(t_max, dtype),
         dt0=None if dt0 is None else jnp.asarray(dt0, dtype),
+        reason=reason,
     )
     return Run(
         path,

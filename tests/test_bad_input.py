@@ -124,7 +124,7 @@ def test_solvers_that_do_not_fit():
 
 
 WRONG_TYPES = """
-import gflow, equinox as eqx, jax, numpy as np
+import diffrax, gflow, equinox as eqx, jax, numpy as np
 model = eqx.nn.Linear(1, 1, key=jax.random.key(0))
 data = np.ones((2, 1)), np.ones((2, 1))
 calls = [
@@ -141,6 +141,7 @@ calls = [
     lambda: gflow.descend(model, data, 0.1, 3, minibatch=1, key=0),
     lambda: gflow.compare(model, data, learning_rate=None, t_max=1.0),
     lambda: gflow.curvature.top_eigenpairs(gflow.Problem(model, data), 1.5),
+    lambda: gflow.solvers.matrix_free(diffrax.Tsit5),
 ]
 for call in calls:
     try:
@@ -155,7 +156,7 @@ def test_wrong_types():
     result = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True)
     said = result.stdout.splitlines()
     names = ["loss", "chunk_size", "t_max", "solver", "observe", "observe", "stop", "max_steps"]
-    names += ["optimizer", "steps", "key", "learning_rate", "k"]
+    names += ["optimizer", "steps", "key", "learning_rate", "k", "solver"]
     assert not result.stderr and len(said) == len(names)
     for sentence, name in zip(said, names, strict=True):
         assert sentence.startswith(name) and "must" in sentence or "stop" in sentence

@@ -1,0 +1,104 @@
+"""A step size controller for smooth flows whose stiffness and speed change steadily."""
+
+from collections.abc import Callable
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optimistix as optx
+from jaxtyping import Array, Bool, PyTree
+
+from . import _linalg as la
+from ._linalg import Scalar
+
+
+class _PredictiveState(eqx.Module):
+    step: Scalar  # the last accepted step
+    error: Scalar  # its scaled error
+    known: Bool[Array, ""]
+
+
+class Predictive(dfx.AbstractAdaptiveStepSizeController):
+    r"""Gustafsson's predictive controller, on the Euclidean norm of the whole state.
+
+    With $e$ the norm of the error estimate over $\sqrt{P}\,$`atol` $+$ `rtol` $\lVert y\rVert$ and
+    $k$ the order of the estimate, a step $h$ is kept if $e \le 1$, and the next one is
+
+    $$h\,\sigma \min\Bigl(e^{-1/k},\ \frac{h}{h_{-}}\Bigl(\frac{e_{-}}{e^2}\Bigr)^{1/k}\Bigr) .$$
+
+    Two things differ from `diffrax.PIDController`. A step may become smaller after a step that was
+    kept: where the error grows steadily, out of a saddle for instance, most rejections vanish. And
+    parameters are measured together, as the relative error of a parameter vector is, so a single
+    small parameter does not hold up the rest.
+
+    ??? cite "Reference"
+
+        Gustafsson: Control-theoretic techniques for stepsize selection in implicit Runge-Kutta
+        methods. ACM Transactions on Mathematical Software 20 (1994) 496-517.
+    """
+
+    rtol: Scalar | float
+    atol: Scalar | float
+    safety: float = 0.85
+    factormin: float = 0.1
+    factormax: float = 5.0
+    norm: Callable[[PyTree], Scalar] = optx.rms_norm  # only for root finders of implicit solvers
+
+    def wrap(self, direction):
+        """Itself: it works forwards in time only."""
+        del direction
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """The end of the first step: `dt0`, or from the speed at the start (one evaluation)."""
+        dtype = la.real_dtype(y0)
+        if dt0 is None:
+            if error_order is None:
+                raise ValueError(
+                    "dt0 must be given for a solver whose error estimate has no order, but is None; pass the "
+                    "first step."
+                )
+            speed = la.norm(jax.lax.stop_gradient(func(terms, t0, y0, args)))
+            scale = la.norm(la.stop_gradient(y0)) + self.atol / self.rtol * la.size(y0) ** 0.5
+            # A tenth of the time that the state takes to change by itself, and less if that is
+            # too long for the tolerance.
+            moving = speed > 0
+            dt0 = 0.1 * scale * self.rtol ** (1 / error_order) / jnp.where(moving, speed, 1)
+            dt0 = jnp.where(moving, jnp.minimum(dt0, t1 - t0), 1e-3 * (t1 - t0))
+        zero = jnp.zeros((), dtype)
+        return t0 + dt0, _PredictiveState(zero, zero, jnp.asarray(False))
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        """Keeps or rejects the step from `t0` to `t1`, and says how long the next one is."""
+        del args
+        state: _PredictiveState = controller_state
+        if y_error is None:
+            raise RuntimeError(
+                "controller=Predictive needs a solver with an error estimate, but this one makes none; use "
+                "diffrax.ConstantStepSize() with dt0."
+            )
+        y0, y1, y_error = la.stop_gradient((y0, y1_candidate, y_error))
+        y1 = jtu.tree_map(lambda a, b: jnp.where(jnp.isfinite(a), a, b), y1, y0)
+        size = jnp.maximum(la.norm(y0), la.norm(y1))
+        e = la.norm(y_error) / (self.rtol * size + self.atol * la.size(y0) ** 0.5)
+        e = jnp.where(jnp.isnan(e), jnp.inf, e)
+        keep = e <= 1
+        step = jnp.asarray(t1 - t0)
+        bounded = jnp.clip(e, 1e-10, 1e10)
+        factor = bounded ** (-1 / error_order)
+        ratio = step / jnp.where(state.known, state.step, step)
+        before = jnp.where(state.known, state.error, 1)
+        predicted = ratio * (before / bounded**2) ** (1 / error_order)
+        factor = jnp.where(state.known & keep, jnp.minimum(factor, predicted), factor)
+        most = jnp.where(keep, self.factormax, self.safety)
+        factor = jnp.clip(self.safety * factor, self.factormin, most).astype(step.dtype)
+        after = _PredictiveState(
+            step=jnp.where(keep, step, state.step).astype(state.step.dtype),
+            error=jnp.where(keep, bounded, state.error).astype(state.error.dtype),
+            known=state.known | keep,
+        )
+        start = jnp.where(keep, t1, t0)
+        next_step = jax.lax.stop_gradient(step * factor)
+        return keep, start, start + next_step, False, after, dfx.RESULTS.successful

@@ -1,0 +1,331 @@
+"""An exponential Rosenbrock solver whose functions of the Jacobian come from Lanczos."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Int
+
+from . import _linalg as la
+from ._abstract import AbstractFlowSolver
+from ._linalg import Scalar, Vector
+from ._phi import matrix_phi
+
+
+class EXPRBState(eqx.Module):
+    """Solver state; the counts are running totals over the solve."""
+
+    f0: Vector
+    basis_size: Int[Array, ""]  # Krylov dimension of the last step
+    gradients: Int[Array, ""]  # all evaluations of the vector field
+    krylov_gradients: Int[Array, ""]  # of these, the ones made for products with the Jacobian
+
+
+class _Krylov(eqx.Module):
+    """Carry of the loop of a step: a Lanczos phase, the stage, the end point."""
+
+    phase: Int[Array, ""]  # 0 time derivative, 1 Lanczos, 2 stage, 3 end point
+    point: Vector  # where the field is evaluated next, relative to y0
+    field: Vector
+    drift: Vector  # time derivative of the field
+    basis: Vector  # leading axis: basis vectors, zero from `size` on
+    small: Float[Array, "m m"]  # the Jacobian on the basis
+    beta: Scalar
+    following: Vector  # next basis vector
+    size: Int[Array, ""]
+    phis: Float[Array, "4 m m"]
+    rest: Vector  # error estimate
+    evaluations: Int[Array, ""]
+    failed: Array
+
+
+def _apply(basis: Vector, c) -> Vector:
+    """Linear combination of the basis vectors."""
+    return jtu.tree_map(lambda v: jnp.tensordot(c.astype(v.dtype), v, axes=1), basis)
+
+
+def _project(basis: Vector, x: Vector):
+    """Inner products with the basis vectors."""
+    parts = jtu.tree_map(lambda v, y: v.reshape(v.shape[0], -1) @ y.reshape(-1), basis, x)
+    first, *others = jtu.tree_leaves(parts)
+    return sum(others, first)
+
+
+def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "4 m m"]:
+    """`matrix_phi` of the leading block of that size, for the price of a block not much larger."""
+    most = a.shape[0]
+    sizes = [n for n in (8, 16) if n < most] + [most]
+
+    def of(n):
+        return lambda: jnp.zeros((4, most, most), a.dtype).at[:, :n, :n].set(matrix_phi(a[:n, :n]))
+
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), [of(n) for n in sizes])
+
+
+def _norm(x: Vector) -> Scalar:
+    """Norm with a derivative of zero at zero."""
+    square = sum(jnp.sum(a * a) for a in jtu.tree_leaves(x))
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
+    vf, t0, h, y0, args, f0, tolerance = operands
+    dtype = la.real_dtype(y0)
+    eps = float(jnp.finfo(dtype).eps)
+    length = _norm(f0)
+    flat = length == 0
+    start = la.scale(jnp.where(flat, 0, 1 / jnp.where(flat, 1, length)), f0)
+    displacement = jax.lax.stop_gradient(la.difference_step(y0))
+    zero = la.scale(0, y0)
+    scale = jax.lax.stop_gradient(_norm(y0))
+    # The displacement in time is a fraction of the step, like that in space of the solution.
+    delay = eps**0.4 * h
+
+    def leave(k: _Krylov):
+        """From the Lanczos phase to the stage `U = y + h phi_1(hJ) F (+ h² phi_2(hJ) f_t)`."""
+        c = h * k.phis[0][:, 0] * length
+        stage = _apply(k.basis, c)
+        if not autonomous:
+            v = _project(k.basis, k.drift)
+            outside = la.sub(k.drift, _apply(k.basis, v))
+            stage = la.axpy(h**2 / 2, outside, la.add(stage, _apply(k.basis, h**2 * (k.phis[1] @ v))))
+        return eqx.tree_at(lambda q: (q.phase, q.point), k, (jnp.asarray(2), stage))
+
+    def lanczos(k: _Krylov, field):
+        w = la.scale(1 / displacement, la.sub(field, f0))
+        v = k.following
+        m = k.size
+        basis = jtu.tree_map(lambda b, x: b.at[m].set(x), k.basis, v)
+        # Twice is enough.
+        a = _project(basis, w)
+        w = la.sub(w, _apply(basis, a))
+        again = _project(basis, w)
+        w = la.sub(w, _apply(basis, again))
+        alpha = jnp.take(a + again, m)
+        link = jnp.where(m > 0, k.beta, 0)
+        small = k.small.at[m, m].set(alpha)
+        small = small.at[m, m - 1].add(link).at[m - 1, m].add(link)
+        beta = _norm(w)
+        size = m + 1
+        phis = _leading_phi(h * small, size)
+        # Residual of the Krylov approximation of h phi_1(hJ) F.
+        residual = h**2 * length * beta * jnp.abs(phis[1][m, 0])
+        breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
+        settled = (residual <= accuracy * tolerance * scale) | breakdown | flat
+        full = size >= most
+        failed = (full & ~settled) | ~jnp.isfinite(beta)
+        following = la.scale(jnp.where(breakdown, 0, 1 / jnp.where(breakdown, 1, beta)), w)
+        k = eqx.tree_at(
+            lambda q: (q.basis, q.small, q.beta, q.following, q.size, q.phis, q.failed, q.point),
+            k,
+            (basis, small, beta, following, size, phis, k.failed | failed,
+             la.scale(displacement, following)),
+        )  # fmt: skip
+        return jax.lax.cond(settled & ~failed, leave, lambda q: q, k)
+
+    def finish(k: _Krylov, field):
+        """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
+        inside = _project(k.basis, k.point)
+        last = jnp.arange(most) == k.size - 1
+        # The residual is taken for the part that the Krylov space was made for. What it lacks of
+        # the time derivative's part stays in the remainder, whose weight is right to third order.
+        own = h * k.phis[0][:, 0] * length
+        jacobian = la.axpy(
+            k.beta * jnp.sum(jnp.where(last, own, 0)),
+            k.following,
+            _apply(k.basis, k.small @ inside),
+        )
+        remainder = la.sub(la.sub(field, f0), jacobian)
+        if not autonomous:
+            remainder = la.axpy(-h, k.drift, remainder)
+        d = _project(k.basis, remainder)
+        outside = la.sub(remainder, _apply(k.basis, d))
+        # Outside the Krylov space phi_3 is taken at zero.
+        rest = la.axpy(h / 3, outside, _apply(k.basis, 2 * h * (k.phis[2] @ d)))
+        return eqx.tree_at(
+            lambda q: (q.phase, q.point, q.rest), k, (jnp.asarray(3), la.add(k.point, rest), rest)
+        )
+
+    def body(k: _Krylov):
+        late = (k.phase >= 2).astype(dtype)
+        t = t0 + jnp.where(k.phase == 0, delay, late * h).astype(jnp.result_type(t0))
+        field = vf(t, la.add(y0, k.point), args)
+        field = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), field, y0)
+        k = eqx.tree_at(lambda q: q.evaluations, k, k.evaluations + 1)
+
+        def derivative(k):
+            drift = la.scale(1 / delay, la.sub(field, f0))
+            point = la.scale(displacement, k.following)
+            return eqx.tree_at(lambda q: (q.phase, q.drift, q.point), k, (jnp.asarray(1), drift, point))
+
+        return jax.lax.switch(
+            k.phase,
+            [
+                derivative,
+                lambda k: lanczos(k, field),
+                lambda k: finish(k, field),
+                lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(4), field)),
+            ],
+            k,
+        )
+
+    count = jnp.zeros((), jnp.int32)
+    number = jnp.zeros((), dtype)
+    first = _Krylov(
+        phase=jnp.asarray(1 if autonomous else 0),
+        point=la.scale(displacement, start) if autonomous else zero,
+        field=f0, drift=zero,
+        basis=jtu.tree_map(lambda y: jnp.zeros((most, *y.shape), y.dtype), y0),
+        small=jnp.zeros((most, most), dtype), beta=number, following=start, size=count,
+        phis=jnp.zeros((4, most, most), dtype), rest=zero, evaluations=count,
+        failed=jnp.asarray(False),
+    )  # fmt: skip
+    return eqxi.while_loop(lambda k: (k.phase < 4) & ~k.failed, body, first, max_steps=most + 4, kind=kind)
+
+
+@eqx.filter_custom_jvp
+def _run(operands, *, most, accuracy, autonomous):
+    return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="lax")
+
+
+@_run.def_jvp
+def _run_jvp(primals, tangents, *, most, accuracy, autonomous):
+    def run(operands):
+        return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="bounded")
+
+    return eqx.filter_jvp(run, primals, tangents)
+
+
+def _autonomous(vf, t0, y0, args) -> bool:
+    """Whether the field's program never reads the time."""
+    arrays, static = eqx.partition((y0, args), eqx.is_array)
+
+    def field(t, arrays):
+        y, a = eqx.combine(arrays, static)
+        return vf(t, y, a)
+
+    jaxpr = jax.make_jaxpr(field)(jnp.asarray(t0, jnp.result_type(float)), arrays).jaxpr
+    time = jaxpr.invars[0]
+    used = any(v is time for equation in jaxpr.eqns for v in equation.invars)
+    return not (used or any(v is time for v in jaxpr.outvars))
+
+
+class EXPRB32(AbstractFlowSolver):
+    r"""Exponential Rosenbrock method of order 3, matrix-free, for symmetric Jacobians.
+
+    With $F = f(y_0)$, $J = f'(y_0)$:
+
+    $$U = y_0 + h \varphi_1(hJ) F, \qquad D = f(U) - F - J (U - y_0), \qquad
+      y_1 = U + 2 h \varphi_3(hJ) D ,$$
+
+    and $y_1 - U$ estimates the error of the embedded method of order 2. A-stable; exact for linear
+    problems. For a field that depends on time, $h^2 \varphi_2(hJ)\, \partial_t f$ is added to $U$.
+
+    $\varphi_1(hJ) F$ is taken from a Lanczos process started with $F$, fully reorthogonalised,
+    whose products with $J$ are difference quotients (one gradient each), and which stops when the
+    residual is below `accuracy` times `tolerance` times $\lVert y_0 \rVert$. $J(U - y_0)$ then
+    costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part of $D$ outside it is multiplied
+    by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if the field depends on time), $m$
+    being the Krylov dimension: small where a few large eigenvalues stand apart from the rest,
+    growing like $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis`
+    vectors is refused, and the step size controller shortens it.
+
+    `tolerance` should be the relative tolerance of the step size controller.
+    Memory: `max_basis` parameter vectors. Dense output is cubic Hermite.
+
+    The Jacobian must be symmetric. If it is not, the method is of lower order and the error
+    estimate shortens the step.
+
+    ??? cite "References"
+
+        Hochbruck, Ostermann, Schweitzer: Exponential Rosenbrock-type methods. SIAM Journal on
+        Numerical Analysis 47 (2009) 786-803.
+        Saad: Analysis of some Krylov subspace approximations to the matrix exponential operator.
+        SIAM Journal on Numerical Analysis 29 (1992) 209-228.
+    """
+
+    tolerance: Scalar | float = 1e-4
+    max_basis: int = eqx.field(static=True, default=40)
+    accuracy: float = eqx.field(static=True, default=0.3)
+
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = (
+        dfx.ThirdOrderHermitePolynomialInterpolation
+    )
+
+    def __check_init__(self):
+        if self.max_basis < 2:
+            raise ValueError(f"max_basis must be at least 2, but {self.max_basis} came; 40 is the default.")
+
+    def order(self, terms):
+        """3"""
+        del terms
+        return 3
+
+    def error_order(self, terms):
+        """3: the error estimated is that of the embedded method of order 2."""
+        del terms
+        return 3
+
+    def tolerances(self, rtol, atol, y0):
+        """Tolerances for the controller: the delivered error is proportional to them."""
+        size = la.norm(y0) / max(la.size(y0), 1) ** 0.5
+        inner = jnp.minimum(rtol, 0.3)
+        return inner, inner * jnp.maximum(size, atol / rtol)
+
+    def prepared(self, rtol) -> "EXPRB32":
+        """The same solver with its `tolerance` set to that of the controller."""
+        return eqx.tree_at(lambda s: s.tolerance, self, rtol)
+
+    def init(self, terms, t0, t1, y0, args) -> EXPRBState:
+        """The state before the first step: one evaluation."""
+        del t1
+        count = jnp.zeros((), jnp.int32)
+        f0 = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), terms.vf(t0, y0, args), y0)
+        return EXPRBState(f0, count, count + 1, count)
+
+    def step(self, terms, t0, t1, y0, args, solver_state: EXPRBState, made_jump):
+        """One step from `t0` to `t1`, as diffrax asks for it."""
+        state = solver_state
+        dtype = la.real_dtype(y0)
+        t0, t1 = la.as_time(t0), la.as_time(t1)
+        h = jnp.asarray(terms.contr(t0, t1), dtype)
+        vf = eqx.filter_closure_convert(terms.vf, t0, y0, args)
+        f0, extra = state.f0, 0
+        if made_jump is not False:
+            jump = jnp.asarray(made_jump)
+            f0 = jax.lax.cond(jump, lambda: vf(t0, y0, args), lambda: state.f0)
+            extra = jump.astype(jnp.int32)
+        # A batch member that has arrived makes empty steps, whose quotients must stay finite.
+        h = jnp.where(h == 0, float(jnp.finfo(dtype).tiny) ** 0.25, h)
+        operands = (vf, t0, h, y0, args, f0, jnp.asarray(self.tolerance, dtype))
+        k = _run(
+            operands,
+            most=min(self.max_basis, max(la.size(y0), 1)),
+            accuracy=self.accuracy,
+            autonomous=_autonomous(terms.vf, t0, y0, args),
+        )
+        y1 = la.add(y0, k.point)
+        error = jtu.tree_map(lambda e: jnp.where(k.failed, jnp.inf, e), k.rest)
+        after = EXPRBState(
+            f0=k.field,
+            basis_size=k.size,
+            gradients=state.gradients + k.evaluations + extra,
+            krylov_gradients=state.krylov_gradients + k.size,
+        )
+        dense_info = dict(y0=y0, y1=y1, k0=la.scale(h, f0), k1=la.scale(h, k.field))
+        return y1, error, dense_info, after, dfx.RESULTS.successful
+
+    def rejected(self, before: EXPRBState, attempted: EXPRBState) -> EXPRBState:
+        """State from which to retry a step: what the attempt cost is kept."""
+        return eqx.tree_at(lambda s: s.f0, attempted, before.f0)
+
+    def func(self, terms, t0, y0, args):
+        """The vector field."""
+        return terms.vf(t0, y0, args)

@@ -1,0 +1,61 @@
+"""The functions phi_k of exponential integrators, of numbers and of small symmetric matrices.
+
+`phi_0 = exp`, `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`, `phi_k(0) = 1/k!`.
+"""
+
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+
+
+def phi(z, most: int):
+    """`phi_0(z) ... phi_most(z)`, stacked in front, for real `z`."""
+    # Series for the last one and the recursion downwards where the recursion upwards cancels.
+    small = jnp.abs(z) < 1.5
+    near = jnp.where(small, z, 0)
+    term = jnp.full_like(z, 1 / factorial(most))
+    total = term
+    for j in range(1, 22):
+        term = term * near / (most + j)
+        total = total + term
+    down = [total]
+    for k in range(most - 1, -1, -1):
+        down.append(near * down[-1] + 1 / factorial(k))
+    down = down[::-1]
+    far = jnp.where(small, 1.0, z)
+    up = [jnp.exp(far)]
+    for k in range(1, most + 1):
+        up.append((up[-1] - 1 / factorial(k - 1)) / far)
+    return jnp.stack([jnp.where(small, d, u) for d, u in zip(down, up, strict=True)])
+
+
+@jax.custom_jvp
+def matrix_phi(a):
+    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, stacked in front.
+
+    The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
+    eigenvalues coincide and those of the eigenvectors do not.
+    """
+    values, vectors = jnp.linalg.eigh(a)
+    return jnp.einsum("im,km,jm->kij", vectors, phi(values, 4)[1:], vectors)
+
+
+@matrix_phi.defjvp
+def _matrix_phi_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    values, vectors = jnp.linalg.eigh(a)
+    phis = phi(values, 5)
+    x, y = values[:, None], values[None, :]
+    close = jnp.abs(x - y) < 1e-3 * (1 + jnp.abs(x) + jnp.abs(y))
+    gap = jnp.where(close, 1, x - y)
+    middle = phi((x + y) / 2, 5)
+    out = []
+    for k in range(1, 5):
+        quotient = (phis[k][:, None] - phis[k][None, :]) / gap
+        # phi_k' = phi_k - k phi_{k+1}
+        divided = jnp.where(close, middle[k] - k * middle[k + 1], quotient)
+        inner = divided * (vectors.T @ ((da + da.T) / 2) @ vectors)
+        out.append(vectors @ inner @ vectors.T)
+    primal = jnp.einsum("im,km,jm->kij", vectors, phis[1:5], vectors)
+    return primal, jnp.stack(out)

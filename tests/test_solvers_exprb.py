@@ -1,0 +1,182 @@
+"""EXPRB32 and its phi functions, the matrix-free implicit factory, the predictive controller."""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from gflow import solvers
+from gflow.solvers._phi import matrix_phi, phi
+
+jax.config.update("jax_enable_x64", True)
+
+
+def solve(vf, y0, t1, solver, rtol=1e-6, **kwargs):
+    kwargs.setdefault("stepsize_controller", dfx.PIDController(rtol, rtol))
+    return dfx.diffeqsolve(
+        dfx.ODETerm(vf),
+        solver,
+        kwargs.pop("t0", 0.0),
+        t1,
+        kwargs.pop("dt0", None),
+        y0,
+        max_steps=4096,
+        **kwargs,
+    )
+
+
+def phi_by_expm(a, k):
+    """phi_k(A) from the exponential of a block matrix (Saad)."""
+    n = a.shape[0]
+    big = np.zeros((n * (k + 1), n * (k + 1)))
+    big[:n, :n] = a
+    for j in range(k):
+        big[j * n : (j + 1) * n, (j + 1) * n : (j + 2) * n] = np.eye(n)
+    return expm(big)[:n, k * n :]
+
+
+def test_phi_of_matrices():
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a = q @ np.diag([-50.0, -1.5, -1.4, -1e-3, 0.0, 0.7]) @ q.T
+    values = matrix_phi(jnp.asarray(a))
+    for k in range(1, 5):
+        np.testing.assert_allclose(values[k - 1], phi_by_expm(a, k), rtol=1e-9, atol=1e-11)
+
+
+def test_phi_derivative_with_equal_eigenvalues():
+    a = jnp.diag(jnp.asarray([-2.0, -2.0, 0.0, 0.0, -30.0]))
+    rng = np.random.default_rng(1)
+    d = rng.normal(size=(5, 5))
+    d = jnp.asarray(d + d.T)
+    _, tangent = jax.jvp(matrix_phi, (a,), (d,))
+    e = 1e-6
+    for k in range(1, 5):
+        plus, minus = (phi_by_expm(np.asarray(a + s * e * d), k) for s in (1, -1))
+        np.testing.assert_allclose(tangent[k - 1], (plus - minus) / (2 * e), atol=1e-7)
+
+
+def test_phi_is_finite_far_out():
+    values = phi(jnp.asarray([-1e8, -1e3, 0.0, 1e-9]), 4)
+    assert bool(jnp.all(jnp.isfinite(values)))
+    np.testing.assert_allclose(values[:, 2], [1, 1, 1 / 2, 1 / 6, 1 / 24])
+
+
+def hessian(n=30):
+    rng = np.random.default_rng(2)
+    q = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    return jnp.asarray(q @ np.diag(np.logspace(-2, 3, n)) @ q.T)
+
+
+def test_exact_on_linear_problems():
+    a = hessian()
+    solver = solvers.EXPRB32(tolerance=1e-9)
+    y0 = jnp.ones(30)
+    sol = solve(
+        lambda t, y, args: -a @ y, y0, 0.5, solver, dt0=0.5,
+        stepsize_controller=dfx.ConstantStepSize(),
+    )  # fmt: skip
+    np.testing.assert_allclose(sol.ys[0], expm(-0.5 * np.asarray(a)) @ y0, atol=1e-6)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_order(forced):
+    a = hessian(8) / 100
+
+    def vf(t, y, args):
+        out = -a @ y - y**3
+        return out + jnp.sin(3 * t) * jnp.arange(8) / 8 if forced else out
+
+    y0 = jnp.linspace(-1, 1, 8)
+    reference = solve(vf, y0, 2.0, dfx.Dopri8(), 1e-12).ys[0]
+    errors = []
+    for n in (20, 40, 80):
+        sol = solve(
+            vf, y0, 2.0, solvers.EXPRB32(tolerance=1e-12, max_basis=8), dt0=2.0 / n,
+            stepsize_controller=dfx.ConstantStepSize(),
+        )  # fmt: skip
+        errors.append(float(jnp.linalg.norm(sol.ys[0] - reference)))
+    # The Krylov dimension falls with the step, so single ratios scatter.
+    slope = np.log2(errors[0] / errors[-1]) / 2
+    assert abs(slope - 3) < 0.2, errors
+
+
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
+def test_derivatives(transform):
+    a = hessian(6) / 100
+    adjoint = dfx.ForwardMode() if transform is jax.jacfwd else dfx.RecursiveCheckpointAdjoint()
+
+    def final(k, solver, rtol=1e-6, adjoint=adjoint):
+        def vf(t, y, args):
+            return -k * (a @ y) - y**3
+
+        return solve(vf, jnp.linspace(0.5, 1, 6), 1.0, solver, rtol, adjoint=adjoint).ys[0, 0]
+
+    solver = solvers.EXPRB32(tolerance=1e-7)
+    value = transform(lambda k: final(k, solver))(1.3)
+    exact = transform(lambda k: final(k, dfx.Dopri8(), 1e-10))(1.3)
+    np.testing.assert_allclose(value, exact, rtol=1e-3)
+
+
+def test_float32_and_pytree_and_vmap():
+    def vf(t, y, args):
+        return {"a": -args * y["a"], "b": -(y["b"] ** 3)}
+
+    y0 = {"a": jnp.ones((2, 2), jnp.float32), "b": jnp.ones(3, jnp.float32)}
+    solver = solvers.EXPRB32(tolerance=1e-4)
+    zero, one = jnp.asarray([0, 1], jnp.float32)
+    run = jax.vmap(lambda k: solve(vf, y0, one, solver, 1e-4, args=k, t0=zero).ys)
+    out = run(jnp.asarray([1.0, 30.0], jnp.float32))
+    assert out["a"].dtype == jnp.float32
+    np.testing.assert_allclose(out["a"][:, 0, 0, 0], np.exp([-1.0, -30.0]), atol=1e-3)
+    np.testing.assert_allclose(out["b"][:, 0, 0], [3**-0.5] * 2, atol=1e-3)
+
+
+def test_basis_exhausted_and_nan_shorten_the_step():
+    rates = jnp.logspace(-2, 3, 200)
+    solver = solvers.EXPRB32(tolerance=1e-5, max_basis=6)
+    sol = solve(lambda t, y, args: -rates * y, jnp.ones(200), 0.1, solver, 1e-5)
+    np.testing.assert_allclose(sol.ys[0], np.exp(-0.1 * np.asarray(rates)), atol=1e-3)
+    sol = solve(lambda t, y, args: -jnp.sqrt(y), jnp.ones(1), 1.8, solver, 1e-4, dt0=1.5)
+    np.testing.assert_allclose(sol.ys[0], 0.01, atol=1e-3)
+
+
+def test_flat_start():
+    sol = solve(lambda t, y, args: 0 * y, jnp.ones(3), 1.0, solvers.EXPRB32())
+    np.testing.assert_array_equal(sol.ys[0], 1.0)
+
+
+@pytest.mark.parametrize("cls", [dfx.Kvaerno3, dfx.Kvaerno5])
+def test_matrix_free_implicit(cls):
+    a = hessian(40)
+
+    def vf(t, y, args):
+        return -a @ y - y**3
+
+    y0 = jnp.ones(40)
+    reference = solve(vf, y0, 1.0, dfx.Dopri8(), 1e-10).ys[0]
+    sol = solve(vf, y0, 1.0, solvers.matrix_free(cls), 1e-5)
+    assert float(jnp.linalg.norm(sol.ys[0] - reference)) < 1e-3
+    assert int(sol.stats["num_steps"]) < 150
+
+
+def test_matrix_free_refuses_nonsense():
+    with pytest.raises(ValueError, match="linear_rtol"):
+        solvers.matrix_free(linear_rtol=2.0)
+
+
+def test_predictive_controller():
+    controller = solvers.Predictive(1e-6, 1e-6)
+    sol = solve(
+        lambda t, y, args: y * (1 - y), jnp.asarray([0.1]), 5.0, dfx.Tsit5(),
+        stepsize_controller=controller,
+    )  # fmt: skip
+    e = 0.1 * np.exp(5.0)
+    np.testing.assert_allclose(sol.ys[0], e / (0.9 + e), atol=1e-5)
+    bad = solve(
+        lambda t, y, args: y * jnp.nan, jnp.ones(2), 1.0, solvers.RKC2(), dt0=0.1,
+        stepsize_controller=controller, throw=False,
+    )  # fmt: skip
+    assert bad.result != dfx.RESULTS.successful
