@@ -38,8 +38,8 @@ class Trajectory(eqx.Module):
         evaluation raised an exception), "interrupted".
     - `reason`: one sentence that explains the status.
     - `warnings`: sentences on what may make the result untrustworthy.
-    - `stats`: `solver`, `steps` (attempted), `rejected`, `gradients` and `hvps` (all
-        that were evaluated, those of the records included), `record_gradients` and `record_hvps` (the
+    - `stats`: `solver`, `solver_reason` (why it was chosen), `steps` (attempted), `rejected`,
+        `gradients` and `hvps` (all that were evaluated, those of the records included), `record_gradients` and `record_hvps` (the
         part of them spent on records and stop conditions), `seconds` (wall time of the call) and
         `compile_seconds` (the part of it spent on tracing and compiling). `gradients` is `None` where
         a solver doesn't tell how many it used.
@@ -105,6 +105,7 @@ class Trajectory(eqx.Module):
         stats = ", ".join(
             f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.stats.items()
+            if key != "solver_reason"
         )
         lines.append(f"  stats     {stats}")
         lines += [f"  warning   {warning}" for warning in self.warnings]

@@ -235,7 +235,8 @@ def test_records_between_steps_have_the_accuracy_of_the_solver():
     network = tanh_network()
     times = np.linspace(0, 10, 38)
     fine = gflow.integrate(*network, 10.0, rtol=1e-10, atol=1e-12, save_at=times)
-    coarse = gflow.integrate(*network, 10.0, rtol=1e-6, atol=1e-8, save_at=times)
+    solver = diffrax.Tsit5()
+    coarse = gflow.integrate(*network, 10.0, solver=solver, rtol=1e-6, atol=1e-8, save_at=times)
     assert coarse.stats["steps"] < len(times)  # so that most records are interpolated
     np.testing.assert_allclose(coarse.loss, fine.loss, rtol=1e-5)
     np.testing.assert_array_equal(coarse.t, times)
@@ -258,7 +259,7 @@ def test_other_numbers_compile_nothing():
     calls = dict(stop=gflow.stop.LossBelow(1e-9), observe={"n": _weight})
     gflow.integrate(*network, 2.0, rtol=1e-4, save_at=11, **calls)
     with jax.log_compiles(False), _count_compilations() as compiled:
-        gflow.integrate(*network, 3.0, rtol=1e-5, atol=1e-8, save_at=11, **calls)
+        gflow.integrate(*network, 3.0, rtol=5e-5, atol=1e-8, save_at=11, **calls)
         gflow.integrate(*network, 3.0, save_at=np.linspace(0, 1, 11), **calls)
         gflow.integrate(*network, 3.0, **calls | {"stop": gflow.stop.LossBelow(1e-8)})
     assert compiled == []

@@ -74,3 +74,18 @@ def test_stiffness_costs_its_square_root_and_not_itself():
         assert np.linalg.norm(traj.model["w"] - exact) < 3e-3 * np.linalg.norm(start)
         # an explicit method with the stability interval of Tsit5 would need λT/3.3 steps of six
         assert traj.stats["gradients"] < 0.05 * 6 * 1e4 * 10 / 3.3
+
+
+def test_the_choice_is_told_and_can_be_overruled():
+    network = tanh_network(sizes=(3, 4, 1))
+    chosen = {
+        rtol: gflow.integrate(*network, 0.1, rtol=rtol, save_at=2).stats["solver"]
+        for rtol in (1e-3, 1e-5, 1e-8)
+    }
+    assert chosen == {1e-3: "EXPRB32", 1e-5: "RKC3", 1e-8: "Tsit5"}
+    named = gflow.integrate(*network, 0.1, solver=diffrax.Heun(), save_at=2)
+    assert named.stats["solver"] == "Heun" and named.stats["solver_reason"] == "named by the user"
+    # a basis of 40 vectors of a network this large would not be small beside it
+    solver, reason = gflow.solvers.choose(1e-3, 10**8, np.dtype("float32"), symmetric=True)
+    assert type(solver) is gflow.solvers.RKC2 and "2 GiB" in reason
+    assert type(gflow.solvers.choose(1e-3, 9, np.dtype("float32"), symmetric=False)[0]) is diffrax.Tsit5

@@ -107,7 +107,9 @@ def test_access_and_repr(run):
     with pytest.raises(KeyError, match="'sharpness' was not recorded.*first"):
         traj["sharpness"]
     shown = repr(traj)
-    assert "success" in shown and "5 records" in shown and "Tsit5" in shown and "(5, 4, 3)" in shown
+    assert (
+        "success" in shown and "5 records" in shown and traj.stats["solver"] in shown and "(5, 4, 3)" in shown
+    )
 
 
 def test_flow_error_carries_the_trajectory_and_pickles():

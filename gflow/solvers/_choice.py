@@ -24,17 +24,22 @@ class Choice(NamedTuple):
 def choose(rtol: float, size: int, dtype: np.dtype, *, symmetric: bool) -> Choice:
     """The solver for a flow of `size` parameters to the relative tolerance `rtol`.
 
+    [`EXPRB32`][gflow.solvers.EXPRB32] for `rtol` from 3e-5, [`RKC3`][gflow.solvers.RKC3] from 1e-6,
+    `diffrax.Tsit5` below, each where it reached its error with the fewest gradients over the stiff and
+    nonstiff problems of the race together. Stiffness itself does not decide: it is not known at the start
+    (the sharpness rises eightfold out of a saddle), and these solvers lose little without it.
+
     `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it is for gradient
     flow: all solvers of [`gflow.solvers`][] rely on its real spectrum.
     """
     if not symmetric:
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
+    if np.dtype(dtype).itemsize < 4:
+        return Choice(dfx.Tsit5(), "the precision is too low for differences of gradients")
     if rtol < _TIGHT:
-        return Choice(dfx.Dopri8(), "the tolerance is so tight that a high order pays, stiff or not")
+        return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
     if rtol < _LOOSE:
-        return Choice(
-            RKC3(), "stabilised, so that stiffness is cheap, and of the order that the tolerance asks"
-        )
+        return Choice(RKC3(), "stabilised, so that stiffness is cheap, and of order three for the tolerance")
     solver = EXPRB32()
     if size * np.dtype(dtype).itemsize * solver.max_basis > _MOST_MEMORY:
         return Choice(RKC2(), "stabilised, so that stiffness is cheap; a Krylov basis would not fit in 2 GiB")

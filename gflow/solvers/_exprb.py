@@ -261,7 +261,7 @@ class EXPRB32(AbstractFlowSolver):
 
     def __check_init__(self):
         if self.max_basis < 2:
-            raise ValueError(f"max_basis must be at least 2, but {self.max_basis} came; 40 is the default.")
+            raise ValueError(f"max_basis must be at least 2, but {self.max_basis} came (default 40).")
 
     def order(self, terms):
         """3"""

@@ -48,7 +48,7 @@ class _AbstractRKC(AbstractFlowSolver):
                 f"max_stages must be at least 2, but {self.max_stages} came; 1000 is the default."
             )
         if self.every < 1:
-            raise ValueError(f"every must be at least 1, but {self.every} came; 4 is the default.")
+            raise ValueError(f"every must be at least 1, but {self.every} came (default 4).")
 
     @abc.abstractmethod
     def _bend(self, t0, h, y0, state: RKCState) -> Bend:
