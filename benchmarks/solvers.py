@@ -122,8 +122,12 @@ def adaptive(case: Stiff, theta: np.ndarray, quick: bool, price: float) -> list[
         elif case.problem.size > 1e5:
             chosen = tolerances[:3]
         for rtol in chosen:
+            same = [r for r in rows if r["rtol"] == rtol and r["solver"] == name]
+            if same:  # it was the default's choice
+                rows.append(same[0] | {"method": name})
+                continue
             began = perf_counter()
-            run = flow(case, solver=solver, rtol=rtol, atol=1e-3 * rtol)
+            run = flow(case, solver=solver, rtol=rtol, atol=0.1 * rtol)
             gradients = own_gradients(run)
             assert gradients is not None
             rows.append(
@@ -178,7 +182,7 @@ def scipy_solvers(case: Stiff, theta: np.ndarray) -> list[dict[str, Any]]:
         for rtol in (1e-3, 1e-5):
             count[0] = 0
             began = perf_counter()
-            found = solve_ivp(field, (0, case.horizon), flat, method=method, rtol=rtol, atol=1e-3 * rtol)
+            found = solve_ivp(field, (0, case.horizon), flat, method=method, rtol=rtol, atol=0.1 * rtol)
             rows.append(
                 row(
                     f"scipy {method}",
@@ -214,9 +218,10 @@ def summary(name: str, result: dict[str, Any]) -> list[Any]:
     rows = result["rows"]
     cells: list[Any] = [name, result["reference"]["stiffness"], result["degree"]["1e-3"]]
     for method in ("default", *OWN, *DIFFRAX):
-        cells.append(at_error(rows, method, 1e-3))
+        cost = at_error(rows, method, 1e-3)
+        cells.append(None if cost is None else round(cost))
     for method in ("GD at 2/λ", "RK4 at 1/λ"):
-        cells.append(next((r["gradients"] for r in rows if r["method"] == method), None))
+        cells.append(next((round(r["gradients"]) for r in rows if r["method"] == method), None))
     delivered = [r["error"] / r["rtol"] for r in rows if r["method"] == "default"]
     return [*cells, min(delivered), max(delivered)]
 
@@ -240,6 +245,13 @@ def measure(case: Stiff, quick: bool) -> dict[str, Any]:
         "degree": {f"1e-{k}": degree(how["stiffness"], 10.0**-k) for k in (3, 5)},
         "rows": rows,
     }
+
+
+def rendered(results: dict[str, Any]) -> str:
+    """The table that the docs show."""
+    header = ["problem", "∫λ dt", "degree", "default", *OWN, *DIFFRAX]
+    header += ["GD at 2/λ", "RK4 at 1/λ", "error / rtol from", "to"]
+    return table(header, (summary(*item) for item in results["problems"].items()))
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
@@ -280,9 +292,9 @@ def main() -> None:
     for case in problems(arguments.quick):
         results["problems"][case.name] = measure(case, arguments.quick)
         write("solvers", results, arguments.output)  # after each, so that nothing is lost
-    header = ["gradients at error 1e-3", "∫λ dt", "degree", "default", *OWN, *DIFFRAX]
-    header += ["GD at 2/λ", "RK4 at 1/λ", "error/rtol, from", "to"]
-    print(table(header, (summary(*item) for item in results["problems"].items())))
+    text = rendered(results)
+    print(text)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
     print(f"\n{path} written")
 

@@ -61,13 +61,13 @@ def integrate(
     - `t_max`: the horizon, a positive time. `inf` is allowed together with `stop` and explicit save
         times.
     - `flow`: the vector field, by default [`gflow.flows.GradientFlow`][].
-    - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by the
+    - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
         own the default is `diffrax.Tsit5()`.
     - `rtol`, `atol`: tolerances of the step-size control: the root mean square over parameters of
         error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they
-        are translated so that the relative error of θ at the end is about `rtol`. `atol` must lie far
-        below the scale of a tiny initialisation.
+        are first translated so that the error at the end, and not that of a step, is about `rtol`.
+        `atol` must lie far below the scale of a tiny initialisation.
     - `controller`: a diffrax step size controller in place of `diffrax.PIDController(rtol, atol)`, for
         instance `diffrax.ConstantStepSize()` with `dt0`.
     - `dt0`: the first step; by default 0.01, from where the controller takes over.
@@ -142,8 +142,8 @@ def flow_run(
             solver, reason = choose(rtol, problem.size, dtype, symmetric=symmetric)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
-            controller = Predictive(*solver.tolerances(rtol, atol, problem.params))
-            solver = solver.prepared(controller.rtol)
+            rtol, atol = solver.tolerances(rtol, atol)
+            solver, controller = solver.prepared(rtol, atol), Predictive(rtol, atol)
     controller = _with_arrays(controller, dtype)
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)

@@ -72,7 +72,7 @@ def hessian(n=30):
 
 def test_exact_on_linear_problems():
     a = hessian()
-    solver = solvers.EXPRB32(tolerance=1e-9)
+    solver = solvers.EXPRB32(rtol=1e-9, atol=1e-9)
     y0 = jnp.ones(30)
     sol = solve(
         lambda t, y, args: -a @ y, y0, 0.5, solver, dt0=0.5,
@@ -94,7 +94,7 @@ def test_order(forced):
     errors = []
     for n in (20, 40, 80):
         sol = solve(
-            vf, y0, 2.0, solvers.EXPRB32(tolerance=1e-12, max_basis=8), dt0=2.0 / n,
+            vf, y0, 2.0, solvers.EXPRB32(rtol=1e-12, atol=1e-12, max_basis=8), dt0=2.0 / n,
             stepsize_controller=dfx.ConstantStepSize(),
         )  # fmt: skip
         errors.append(float(jnp.linalg.norm(sol.ys[0] - reference)))
@@ -114,7 +114,7 @@ def test_derivatives(transform):
 
         return solve(vf, jnp.linspace(0.5, 1, 6), 1.0, solver, rtol, adjoint=adjoint).ys[0, 0]
 
-    solver = solvers.EXPRB32(tolerance=1e-7)
+    solver = solvers.EXPRB32(rtol=1e-7, atol=1e-7)
     value = transform(lambda k: final(k, solver))(1.3)
     exact = transform(lambda k: final(k, dfx.Dopri8(), 1e-10))(1.3)
     np.testing.assert_allclose(value, exact, rtol=1e-3)
@@ -125,7 +125,7 @@ def test_float32_and_pytree_and_vmap():
         return {"a": -args * y["a"], "b": -(y["b"] ** 3)}
 
     y0 = {"a": jnp.ones((2, 2), jnp.float32), "b": jnp.ones(3, jnp.float32)}
-    solver = solvers.EXPRB32(tolerance=1e-4)
+    solver = solvers.EXPRB32(rtol=1e-4, atol=1e-4)
     zero, one = jnp.asarray([0, 1], jnp.float32)
     run = jax.vmap(lambda k: solve(vf, y0, one, solver, 1e-4, args=k, t0=zero).ys)
     out = run(jnp.asarray([1.0, 30.0], jnp.float32))
@@ -136,7 +136,7 @@ def test_float32_and_pytree_and_vmap():
 
 def test_basis_exhausted_and_nan_shorten_the_step():
     rates = jnp.logspace(-2, 3, 200)
-    solver = solvers.EXPRB32(tolerance=1e-5, max_basis=6)
+    solver = solvers.EXPRB32(rtol=1e-5, atol=1e-5, max_basis=6)
     sol = solve(lambda t, y, args: -rates * y, jnp.ones(200), 0.1, solver, 1e-5)
     np.testing.assert_allclose(sol.ys[0], np.exp(-0.1 * np.asarray(rates)), atol=1e-3)
     sol = solve(lambda t, y, args: -jnp.sqrt(y), jnp.ones(1), 1.8, solver, 1e-4, dt0=1.5)

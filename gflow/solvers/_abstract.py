@@ -4,7 +4,6 @@ import abc
 from typing import Any
 
 import diffrax as dfx
-from jaxtyping import PyTree
 
 
 class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
@@ -18,12 +17,12 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
     """
 
     @abc.abstractmethod
-    def tolerances(self, rtol: Any, atol: Any, y0: PyTree) -> tuple[Any, Any]:
+    def tolerances(self, rtol: Any, atol: Any) -> tuple[Any, Any]:
         """The (rtol, atol) for the controller with which the delivered error is close to `rtol`."""
 
     @abc.abstractmethod
-    def prepared(self, rtol: Any) -> "AbstractFlowSolver":
-        """The solver for a controller with relative tolerance `rtol`."""
+    def prepared(self, rtol: Any, atol: Any) -> "AbstractFlowSolver":
+        """The solver for a controller with these tolerances."""
 
     @abc.abstractmethod
     def rejected(self, before: Any, attempted: Any) -> Any:

@@ -21,17 +21,15 @@ class _PredictiveState(eqx.Module):
 
 
 class Predictive(dfx.AbstractAdaptiveStepSizeController):
-    r"""Gustafsson's predictive controller, on the Euclidean norm of the whole state.
+    r"""Gustafsson's predictive controller.
 
-    With $e$ the norm of the error estimate over $\sqrt{P}\,$`atol` $+$ `rtol` $\lVert y\rVert$ and
+    With $e$ the root mean square of the error estimate over `atol` $+$ `rtol` $|y|$, entry by entry, and
     $k$ the order of the estimate, a step $h$ is kept if $e \le 1$, and the next one is
 
     $$h\,\sigma \min\Bigl(e^{-1/k},\ \frac{h}{h_{-}}\Bigl(\frac{e_{-}}{e^2}\Bigr)^{1/k}\Bigr) .$$
 
-    Two things differ from `diffrax.PIDController`. A step may become smaller after a step that was
-    kept: where the error grows steadily, out of a saddle for instance, most rejections vanish. And
-    parameters are measured together, as the relative error of a parameter vector is, so a single
-    small parameter does not hold up the rest.
+    Unlike with `diffrax.PIDController`'s defaults a step may become smaller after a step that was kept:
+    where the error grows steadily, out of a saddle for instance, most rejections vanish.
 
     ??? cite "Reference"
 
@@ -44,7 +42,7 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
     safety: float = 0.85
     factormin: float = 0.1
     factormax: float = 5.0
-    norm: Callable[[PyTree], Scalar] = optx.rms_norm  # only for root finders of implicit solvers
+    norm: Callable[[PyTree], Scalar] = optx.rms_norm
 
     def wrap(self, direction):
         """Itself: it works forwards in time only."""
@@ -81,8 +79,10 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
             )
         y0, y1, y_error = la.stop_gradient((y0, y1_candidate, y_error))
         y1 = jtu.tree_map(lambda a, b: jnp.where(jnp.isfinite(a), a, b), y1, y0)
-        size = jnp.maximum(la.norm(y0), la.norm(y1))
-        e = la.norm(y_error) / (self.rtol * size + self.atol * la.size(y0) ** 0.5)
+        scaled = jtu.tree_map(
+            lambda a, b, d: d / (self.atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b))), y0, y1, y_error
+        )
+        e = self.norm(scaled).astype(la.real_dtype(y0))
         e = jnp.where(jnp.isnan(e), jnp.inf, e)
         keep = e <= 1
         step = jnp.asarray(t1 - t0)

@@ -75,7 +75,7 @@ def _norm(x: Vector) -> Scalar:
 
 
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
-    vf, t0, h, y0, args, f0, tolerance = operands
+    vf, t0, h, y0, args, f0, rtol, atol = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
     length = _norm(f0)
@@ -83,7 +83,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
     start = la.scale(jnp.where(flat, 0, 1 / jnp.where(flat, 1, length)), f0)
     displacement = jax.lax.stop_gradient(la.difference_step(y0))
     zero = la.scale(0, y0)
-    scale = jax.lax.stop_gradient(_norm(y0))
+    weights = jax.lax.stop_gradient(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)), y0))
     # The displacement in time is a fraction of the step, like that in space of the solution.
     delay = eps**0.4 * h
 
@@ -117,15 +117,18 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         # Residual of the Krylov approximation of h phi_1(hJ) F.
         residual = h**2 * length * beta * jnp.abs(phis[1][m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
-        settled = (residual <= accuracy * tolerance * scale) | breakdown | flat
+        # of rounding errors alone where the basis is complete
+        direction = la.scale(jnp.where(breakdown, 0, 1 / jnp.where(breakdown, 1, beta)), w)
+        weighted = la.norm(jtu.tree_map(jnp.multiply, weights, la.stop_gradient(direction)))
+        weighted = weighted / max(la.size(y0), 1) ** 0.5
+        settled = (residual * weighted <= accuracy) | breakdown | flat
         full = size >= most
         failed = (full & ~settled) | ~jnp.isfinite(beta)
-        following = la.scale(jnp.where(breakdown, 0, 1 / jnp.where(breakdown, 1, beta)), w)
         k = eqx.tree_at(
             lambda q: (q.basis, q.small, q.beta, q.following, q.size, q.phis, q.failed, q.point),
             k,
-            (basis, small, beta, following, size, phis, k.failed | failed,
-             la.scale(displacement, following)),
+            (basis, small, beta, direction, size, phis, k.failed | failed,
+             la.scale(displacement, direction)),
         )  # fmt: skip
         return jax.lax.cond(settled & ~failed, leave, lambda q: q, k)
 
@@ -229,14 +232,14 @@ class EXPRB32(AbstractFlowSolver):
 
     $\varphi_1(hJ) F$ is taken from a Lanczos process started with $F$, fully reorthogonalised,
     whose products with $J$ are difference quotients (one gradient each), and which stops when the
-    residual is below `accuracy` times `tolerance` times $\lVert y_0 \rVert$. $J(U - y_0)$ then
+    residual, over `atol` $+$ `rtol` $|y_0|$, has a root mean square below `accuracy`. $J(U - y_0)$ then
     costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part of $D$ outside it is multiplied
     by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if the field depends on time), $m$
     being the Krylov dimension: small where a few large eigenvalues stand apart from the rest,
     growing like $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis`
     vectors is refused, and the step size controller shortens it.
 
-    `tolerance` should be the relative tolerance of the step size controller.
+    `rtol` and `atol` should be those of the step size controller.
     Memory: `max_basis` parameter vectors. Dense output is cubic Hermite.
 
     The Jacobian must be symmetric. If it is not, the method is of lower order and the error
@@ -250,7 +253,8 @@ class EXPRB32(AbstractFlowSolver):
         SIAM Journal on Numerical Analysis 29 (1992) 209-228.
     """
 
-    tolerance: Scalar | float = 1e-4
+    rtol: Scalar | float = 1e-4
+    atol: Scalar | float = 1e-7
     max_basis: int = eqx.field(static=True, default=40)
     accuracy: float = eqx.field(static=True, default=0.3)
 
@@ -273,15 +277,14 @@ class EXPRB32(AbstractFlowSolver):
         del terms
         return 3
 
-    def tolerances(self, rtol, atol, y0):
-        """Tolerances for the controller: the delivered error is proportional to them."""
-        size = la.norm(y0) / max(la.size(y0), 1) ** 0.5
-        inner = jnp.minimum(rtol, 0.3)
-        return inner, inner * jnp.maximum(size, atol / rtol)
+    def tolerances(self, rtol, atol):
+        """Themselves: the delivered error is proportional to them."""
+        return rtol, atol
 
-    def prepared(self, rtol) -> "EXPRB32":
-        """The same solver with its `tolerance` set to that of the controller."""
-        return eqx.tree_at(lambda s: s.tolerance, self, rtol)
+    def prepared(self, rtol, atol) -> "EXPRB32":
+        """The same solver with the tolerances of the controller."""
+        # arrays, so that other tolerances are not another program
+        return eqx.tree_at(lambda s: (s.rtol, s.atol), self, (jnp.asarray(rtol), jnp.asarray(atol)))
 
     def init(self, terms, t0, t1, y0, args) -> EXPRBState:
         """The state before the first step: one evaluation."""
@@ -304,7 +307,8 @@ class EXPRB32(AbstractFlowSolver):
             extra = jump.astype(jnp.int32)
         # A batch member that has arrived makes empty steps, whose quotients must stay finite.
         h = jnp.where(h == 0, float(jnp.finfo(dtype).tiny) ** 0.25, h)
-        operands = (vf, t0, h, y0, args, f0, jnp.asarray(self.tolerance, dtype))
+        tolerances = (jnp.asarray(self.rtol, dtype), jnp.asarray(self.atol, dtype))
+        operands = (vf, t0, h, y0, args, f0, *tolerances)
         k = _run(
             operands,
             most=min(self.max_basis, max(la.size(y0), 1)),

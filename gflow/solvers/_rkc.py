@@ -121,9 +121,9 @@ class _AbstractRKC(AbstractFlowSolver):
             (radius, attempted.stages, attempted.gradients, attempted.radius_gradients),
         )
 
-    def prepared(self, rtol):
-        """Itself: the tolerance doesn't matter to it."""
-        del rtol
+    def prepared(self, rtol, atol):
+        """Itself: the tolerances don't matter to it."""
+        del rtol, atol
         return self
 
     def func(self, terms, t0, y0, args):
@@ -186,13 +186,13 @@ class RKC2(_AbstractRKC):
         del terms
         return 3
 
-    def tolerances(self, rtol, atol, y0):
+    def tolerances(self, rtol, atol):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
         The local error $\sim h^3$ is held at the tolerance and the global one is $\sim h^2$, so
         that asking the controller for `rtol` delivers $\propto$ `rtol`$^{2/3}$.
         """
-        return _tolerances(rtol, atol, y0, 3 / 2, 3.5)
+        return _tolerances(rtol, atol, 3 / 2, 3.5)
 
 
 class RKC3(_AbstractRKC):
@@ -244,12 +244,12 @@ class RKC3(_AbstractRKC):
         del terms
         return 4
 
-    def tolerances(self, rtol, atol, y0):
+    def tolerances(self, rtol, atol):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
         As for [`RKC2`][], with local error $\sim h^4$ and global error $\sim h^3$.
         """
-        return _tolerances(rtol, atol, y0, 4 / 3, 2.0)
+        return _tolerances(rtol, atol, 4 / 3, 2.0)
 
 
 # Bound on the sum of weights of the past in h³ p'''. It is 8 for equal steps and 24 for the
@@ -283,11 +283,9 @@ def _extrapolate(t0, h, y0, state: RKCState) -> Bend:
     return Bend((combine(square), combine(cube)))
 
 
-def _tolerances(rtol, atol, y0, power, factor):
-    # An entry far below the typical size need not be resolved relative to itself.
-    size = la.norm(y0) / max(la.size(y0), 1) ** 0.5
+def _tolerances(rtol, atol, power, factor):
     inner = jnp.minimum((factor * rtol) ** power, 0.3)
-    return inner, inner * jnp.maximum(size, atol / rtol)
+    return inner, inner / rtol * atol
 
 
 def _init(vf, t0, y0, args, memory: int) -> RKCState:
