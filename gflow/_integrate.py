@@ -139,11 +139,11 @@ def flow_run(
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             symmetric = isinstance(flow, GradientFlow)
-            solver, reason = choose(rtol, problem.size, dtype, symmetric=symmetric)
+            solver, reason = choose(problem, rtol, symmetric=symmetric)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
-            rtol, atol = solver.tolerances(rtol, atol)
-            solver, controller = solver.prepared(rtol, atol), Predictive(rtol, atol)
+            inner = solver.tolerances(rtol, atol)
+            solver, controller = solver.prepared(*inner), Predictive(*inner)
     controller = _with_arrays(controller, dtype)
     if solver is not None and not (
         isinstance(solver, diffrax.AbstractSolver)

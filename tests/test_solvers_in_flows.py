@@ -84,13 +84,24 @@ def test_the_choice_is_told_and_can_be_overruled():
     assert large.stats["solver"] == "RKC3" and "stiffness" in large.stats["solver_reason"]
     named = gflow.integrate(*network, 0.1, solver=diffrax.Heun(), save_at=2)
     assert named.stats["solver"] == "Heun" and named.stats["solver_reason"] == "named by the user"
-    single = np.dtype("float32")
-    for rtol, dtype, symmetric in (
-        (1e-7, single, True),
-        (1e-3, single, False),
-        (1e-3, np.dtype("float16"), True),
-    ):
-        assert type(gflow.solvers.choose(rtol, 10**6, dtype, symmetric=symmetric).solver) is diffrax.Tsit5
+    problem = gflow.Problem(*tanh_network(sizes=(3, 200, 1)))
+    for rtol, symmetric in ((1e-7, True), (1e-3, False)):
+        assert type(gflow.solvers.choose(problem, rtol, symmetric=symmetric).solver) is diffrax.Tsit5
+
+
+SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]
+KINKED = [jax.nn.relu, jax.nn.leaky_relu, jnp.abs, jax.nn.relu6, lambda x: jnp.where(x > 0, x, 0.0)]
+
+
+@pytest.mark.parametrize("activation", [*SMOOTH, *KINKED])
+def test_networks_with_kinks_are_known_by_their_program(activation):
+    x = jnp.ones((4, 3))
+    model = eqx.nn.MLP(3, 20, 20, 2, activation=activation, key=jax.random.key(0))
+    targets = {None: jnp.ones((4, 20)), gflow.losses.CrossEntropy(): jnp.arange(4)}
+    for (loss, y), chunk_size in zip(targets.items(), (3, None), strict=True):
+        problem = gflow.Problem(model, (x, y), loss, chunk_size=chunk_size)
+        reason = gflow.solvers.choose(problem, 1e-3, symmetric=True).reason
+        assert ("kinks" in reason) == (activation in KINKED)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)

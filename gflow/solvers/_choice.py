@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import diffrax as dfx
-import numpy as np
 
+from gflow._problem import Problem
+from gflow.solvers._kinks import has_kinks
 from gflow.solvers._rkc import RKC3
 
 _SMALL = 500  # parameters
@@ -18,12 +19,14 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(rtol: float, size: int, dtype: np.dtype, *, symmetric: bool) -> Choice:
-    """The solver for a flow of `size` parameters to the relative tolerance `rtol`.
+def choose(problem: Problem, rtol: float, *, symmetric: bool) -> Choice:
+    """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
-    [`RKC3`][gflow.solvers.RKC3] from 500 parameters and `rtol` from 1e-6, otherwise `diffrax.Tsit5`.
-    `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it is for gradient
-    flow; without it the spectrum need not be real, and the choice is `diffrax.Tsit5` as well.
+    [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
+    `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it
+    is for gradient flow; without it the spectrum need not be real, and the choice is `diffrax.Tsit5` as well.
+    So it is for networks with kinks, such as those of ReLU: every step meets some, and an error estimate of
+    high order that feels them makes the steps tiny.
 
     The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
     out of a saddle. Where there is none RKC3 loses little, and it preserves what exact evaluations of the
@@ -32,10 +35,12 @@ def choose(rtol: float, size: int, dtype: np.dtype, *, symmetric: bool) -> Choic
     """
     if not symmetric:
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
-    if np.dtype(dtype).itemsize < 4:
+    if problem.dtype.itemsize < 4:
         return Choice(dfx.Tsit5(), "the precision is too low for differences of gradients")
-    if size < _SMALL:
+    if problem.size < _SMALL:
         return Choice(dfx.Tsit5(), "the problem is small, so that the overhead of a step counts most")
     if rtol < _TIGHT:
         return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
+    if has_kinks(problem.value, problem.params):
+        return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
     return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")

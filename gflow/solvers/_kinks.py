@@ -1,0 +1,78 @@
+"""Whether a function has kinks, as ReLU networks have, read off its program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import PyTree
+
+# A maximum along an axis is not among them: it belongs to every stable softmax, which is smooth.
+_KINKED = {"max", "min", "abs", "sign", "clamp", "reduce_window_max", "reduce_window_min"}
+_COMPARISONS = {"gt", "ge", "lt", "le"}
+# smooth, although computed by way of max and |·|
+_SMOOTH = {"logaddexp", "softplus", "log_sigmoid"}
+
+
+def has_kinks(function: Callable[[PyTree], Any], at: PyTree) -> bool:
+    """Whether the program of `function(at)` has max, min, |·|, or a choice by comparing floats in it.
+
+    That errs on one side: a smooth function that is put together with their help, such as an ELU, is
+    taken for one with kinks.
+    """
+    return _kinked(jax.make_jaxpr(function)(at).jaxpr, frozenset())
+
+
+def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
+    """`compared` are the positions of arguments that result from comparing floats."""
+    choosers = {program.invars[i] for i in compared}
+    for equation in program.eqns:
+        name = equation.primitive.name
+        inputs = equation.invars
+        if name in _COMPARISONS and _is_float(inputs[0]):
+            choosers |= set(equation.outvars)
+        elif name == "select_n" and _is_float(equation.outvars[0]) and _is_in(inputs[0], choosers):
+            return True
+        elif name in _KINKED and _is_float(equation.outvars[0]):
+            # log|x| has a pole and no kink, and a maximum along an axis starts from -∞
+            into_log = all(user == "log" for user in _users(program, equation.outvars[0]))
+            if not into_log and not any(map(_is_bottom, inputs)):
+                return True
+        elif str(equation.params.get("name")) not in _SMOOTH:
+            passed = frozenset(i for i, variable in enumerate(inputs) if _is_in(variable, choosers))
+            for inner in map(_program, jax.tree.leaves(list(equation.params.values()))):
+                # loops and branches order their arguments in their own way
+                same = inner is not None and len(inner.invars) == len(inputs)
+                if inner is not None and _kinked(inner, passed if same else frozenset()):
+                    return True
+            # a comparison that is only broadcast or negated still chooses
+            if passed and not _is_float(equation.outvars[0]):
+                choosers |= set(equation.outvars)
+    return False
+
+
+def _users(program: core.Jaxpr, variable: Any) -> list[str]:
+    """What the variable goes into."""
+    users = [e.primitive.name for e in program.eqns if any(variable is other for other in e.invars)]
+    return users + ["the result"] * any(variable is other for other in program.outvars)
+
+
+def _program(parameter: Any) -> core.Jaxpr | None:
+    if isinstance(parameter, core.ClosedJaxpr):
+        return parameter.jaxpr
+    return parameter if isinstance(parameter, core.Jaxpr) else None
+
+
+def _is_float(variable: Any) -> bool:
+    return jnp.issubdtype(getattr(variable.aval, "dtype", np.int32), jnp.floating)
+
+
+def _is_in(variable: Any, variables: set[Any]) -> bool:
+    return not isinstance(variable, core.Literal) and variable in variables
+
+
+def _is_bottom(variable: Any) -> bool:
+    """-∞, from where a maximum along an axis starts."""
+    return isinstance(variable, core.Literal) and np.array_equal(variable.val, -np.inf)
