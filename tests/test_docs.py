@@ -15,7 +15,14 @@ CODE = {
 }
 
 
-@pytest.mark.parametrize("page", [p for p, code in CODE.items() if code], ids=lambda p: p.name)
+PAGES = [
+    pytest.param(page, marks=[] if page.name == "README.md" else [pytest.mark.slow], id=page.name)
+    for page, code in CODE.items()
+    if code
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_the_page_runs(page, tmp_path):
     # A process of its own: the guides are for JAX as it comes, in float32.
     environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}

@@ -120,7 +120,7 @@ def test_balancedness_is_conserved():
     assert np.abs(traj["b"] - traj["b"][0]).max() < 1e-8
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Dopri8(), diffrax.Heun()])
 def test_same_steps_and_parameters_as_diffeqsolve(solver, dtype):
     network = tanh_network(dtype=dtype)

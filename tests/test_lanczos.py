@@ -181,6 +181,7 @@ def network_hessian(seed):
     return dense_hessian(problem_of(tanh_network(sizes=(8, 14, 10, 3), examples=40, seed=seed)))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("matrix_of", [lambda seed: goe(150, seed), network_hessian])
 def test_no_more_products_than_arpack(matrix_of, dtype):

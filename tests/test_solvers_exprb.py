@@ -103,7 +103,7 @@ def test_order(forced):
     assert abs(slope - 3) < 0.2, errors
 
 
-@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
+@pytest.mark.parametrize("transform", [pytest.param(jax.grad, marks=pytest.mark.slow), jax.jacfwd])
 def test_derivatives(transform):
     a = hessian(6) / 100
     adjoint = dfx.ForwardMode() if transform is jax.jacfwd else dfx.RecursiveCheckpointAdjoint()

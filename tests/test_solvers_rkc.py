@@ -16,6 +16,7 @@ jax.config.update("jax_enable_x64", True)
 
 SOLVERS = [solvers.RKC2(), solvers.RKC3()]
 ids = [type(s).__name__ for s in SOLVERS]
+BACKWARD = ["recursive", "direct"]
 
 
 def solve(vf, y0, t1, solver, rtol=1e-6, *, atol=None, saveat=None, t0=0.0, args=None, **kwargs):
@@ -38,7 +39,7 @@ def logistic_exact(t, y0=0.1):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
-@pytest.mark.parametrize("stiff", [0.0, 300.0])
+@pytest.mark.parametrize("stiff", [pytest.param(0.0, marks=pytest.mark.slow), 300.0])
 def test_order(solver, stiff):
     # A smooth mode and a stiff one that is slaved to it: order reduction would show.
     def vf(t, y, args):
@@ -103,6 +104,7 @@ def test_step_is_the_polynomial(s):
     np.testing.assert_allclose(y1, stability_polynomial(s, np.asarray(-lam * rates)), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_rkc3_recursion_is_stable():
     """Equal steps of RKC3 on y' = lambda y over the whole interval of each stage number."""
     solver = solvers.RKC3()
@@ -168,7 +170,7 @@ def test_pytree_saveat_event_vmap(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
-@pytest.mark.parametrize("mode", ["recursive", "direct", "forward"])
+@pytest.mark.parametrize("mode", [*(pytest.param(m, marks=pytest.mark.slow) for m in BACKWARD), "forward"])
 def test_derivatives(solver, mode):
     adjoint, transform = {
         "recursive": (dfx.RecursiveCheckpointAdjoint(), jax.grad),
