@@ -312,7 +312,7 @@ def test_out_of_a_saddle(solver, scale, horizon):
         np.asarray(w).ravel(), method="DOP853", rtol=1e-9, atol=1e-11,
     ).y[:, -1]  # fmt: skip
     for rtol in (1e-2, 1e-3, 1e-4):
-        inner, atol = solver.tolerances(rtol, 0.1 * rtol)
+        inner, atol = solver.tolerances(rtol, 1e-3 * rtol)
         sol = solve(lambda t, y, args: -jax.grad(loss)(y), w, horizon, solver, inner, atol=atol)
         error = np.linalg.norm(np.asarray(sol.ys).ravel() - reference) / np.linalg.norm(reference)
         assert 0.1 * rtol < error < 3 * rtol
