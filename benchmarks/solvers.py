@@ -257,6 +257,7 @@ def rendered(results: dict[str, Any]) -> str:
 def draw(results: dict[str, Any], path: Any) -> None:
     """Error against cost for each problem; cost at 1e-3 against stiffness."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     cases = results["problems"]
     columns = min(len(cases), 4)
@@ -277,6 +278,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("gradients")
         ax.set_ylabel("error of θ(T)")
+        ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade they would overlap
     axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
