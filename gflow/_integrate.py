@@ -68,9 +68,11 @@ def integrate(
         error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they
         are first translated so that the error at the end, and not that of a step, is about `rtol`.
         `atol` must lie far below the scale of a tiny initialisation.
-    - `controller`: a diffrax step size controller in place of `diffrax.PIDController(rtol, atol)`, for
-        instance `diffrax.ConstantStepSize()` with `dt0`.
-    - `dt0`: the first step; by default 0.01, from where the controller takes over.
+    - `controller`: a diffrax step size controller in place of `diffrax.PIDController(rtol, atol)` (of
+        [`gflow.solvers.Predictive`][] for the solvers there), for instance `diffrax.ConstantStepSize()`
+        with `dt0`.
+    - `dt0`: the first step; by default 0.01, or with a solver of [`gflow.solvers`][] what the speed at the
+        start suggests. From there the controller takes over.
     - `save_at`: how many evenly spaced times to record, both ends included, or an increasing array of
         times. The steps are the same whatever is recorded.
     - `save_models`: whether to keep the model at every record.
