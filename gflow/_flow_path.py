@@ -125,7 +125,8 @@ class FlowPath(AbstractPath):
         params, error, dense, solver_state, solver_result = _attempt(
             self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )
-        finite = _tree.all_finite(params)
+        # the estimate as well, because a solver may refuse a step by it and leave the parameters finite
+        finite = _tree.all_finite((params, error))
         safe = _tree.where(finite, params, now.params)
         error = jtu.tree_map(lambda e: jnp.where(finite & jnp.isfinite(e), e, jnp.inf), error)
         order = self.solver.error_order(term)

@@ -76,6 +76,16 @@ def test_stiffness_costs_its_square_root_and_not_itself():
         assert traj.stats["gradients"] < 0.05 * 6 * 1e4 * 10 / 3.3
 
 
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_a_gradient_that_turns_nan_is_told_from_stiffness(solver):
+    # w' = 2 - w from 1 reaches 1.5, where the root ends, at t = ln 2
+    loss = lambda model, data: 0.5 * jnp.sum((model["w"] - 2) ** 2) + 0 * jnp.sum(jnp.sqrt(1.5 - model["w"]))
+    traj = gflow.integrate({"w": jnp.ones(600)}, None, 5.0, loss=loss, solver=solver, throw=False)
+    assert traj.status == "nonfinite" and traj.stats["steps"] < 200
+    np.testing.assert_allclose(traj.t[-1], np.log(2), rtol=1e-3)
+    assert np.all(np.isfinite(traj.loss)) and np.all(np.asarray(traj.model["w"]) <= 1.5)
+
+
 def test_the_choice_is_told_and_can_be_overruled():
     network = tanh_network(sizes=(3, 4, 1))
     small = gflow.integrate(*network, 0.1, save_at=2)
