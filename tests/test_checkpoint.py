@@ -24,6 +24,10 @@ def descent(path, **changes):
     return gflow.descend(*tanh_network(), optax.adam(1e-2), 40, checkpoint=path, **arguments)
 
 
+def stiff_flow(path, **changes):
+    return flow(path, solver=gflow.solvers.EXPRB32(), **changes)
+
+
 @pytest.fixture
 def interrupted_at_record_five(monkeypatch):
     record = Run._record
@@ -39,7 +43,7 @@ def interrupted_at_record_five(monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("run", [flow, descent])
+@pytest.mark.parametrize("run", [flow, pytest.param(stiff_flow, marks=pytest.mark.slow), descent])
 def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypatch):
     path = tmp_path / "run.npz"
     partial = run(path)

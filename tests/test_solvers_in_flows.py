@@ -86,6 +86,16 @@ def test_a_gradient_that_turns_nan_is_told_from_stiffness(solver):
     assert np.all(np.isfinite(traj.loss)) and np.all(np.asarray(traj.model["w"]) <= 1.5)
 
 
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_an_endless_horizon_from_rest(solver):
+    # nothing moves, so that neither the speed nor the horizon says how long the first step may be
+    loss = lambda model, data: jnp.sum(model["w"] ** 2)
+    never = gflow.stop.LossBelow(-1.0)
+    kwargs = dict(loss=loss, solver=solver, save_at=[5.0], stop=never, max_steps=200, throw=False)
+    traj = gflow.integrate({"w": jnp.zeros(3)}, None, np.inf, **kwargs)
+    assert traj.t[0] == 5.0 and traj.loss[0] == 0.0 and traj.status in ("max_steps", "success")
+
+
 def test_the_choice_is_told_and_can_be_overruled():
     network = tanh_network(sizes=(3, 4, 1))
     small = gflow.integrate(*network, 0.1, save_at=2)

@@ -64,7 +64,9 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
             # too long for the tolerance.
             moving = speed > 0
             dt0 = 0.1 * scale * self.rtol ** (1 / error_order) / jnp.where(moving, speed, 1)
-            dt0 = jnp.where(moving, jnp.minimum(dt0, t1 - t0), 1e-3 * (t1 - t0))
+            left = t1 - t0
+            resting = jnp.where(jnp.isfinite(left), 1e-3 * left, 1)
+            dt0 = jnp.where(moving, jnp.minimum(dt0, left), resting)
         zero = jnp.zeros((), dtype)
         return t0 + dt0, _PredictiveState(zero, zero, jnp.asarray(False))
 
