@@ -201,7 +201,7 @@ class RKC3(_AbstractRKC):
     The defect of every RKC stage is $e_j h^3 y'''$ to leading order, stiff or not. So the cubic
     $p$ through the last four solution values is extrapolated over the step, its quadratic and cubic
     part $q(\tau) = \tfrac12 p'' \tau^2 + \tfrac16 p''' \tau^3$ is taken off, and
-    [`RKC2`][] integrates
+    [`RKC2`][gflow.solvers.RKC2] integrates
 
     $$u' = f(t, u + q(t)) - q'(t), \qquad u = y - q .$$
 
@@ -247,7 +247,7 @@ class RKC3(_AbstractRKC):
     def tolerances(self, rtol, atol):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
-        As for [`RKC2`][], with local error $\sim h^4$ and global error $\sim h^3$.
+        As for [`RKC2`][gflow.solvers.RKC2], with local error $\sim h^4$ and global error $\sim h^3$.
         """
         return _tolerances(rtol, atol, 4 / 3, 2.0)
 
