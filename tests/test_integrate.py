@@ -122,7 +122,10 @@ def test_balancedness_is_conserved():
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
-@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Dopri8(), diffrax.Heun()])
+@pytest.mark.parametrize(
+    "solver",
+    [diffrax.Tsit5(), *(pytest.param(s, marks=pytest.mark.slow) for s in (diffrax.Dopri8(), diffrax.Heun()))],
+)
 def test_same_steps_and_parameters_as_diffeqsolve(solver, dtype):
     network = tanh_network(dtype=dtype)
     problem = problem_of(network)

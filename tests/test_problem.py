@@ -66,6 +66,7 @@ def test_chunks_change_nothing_but_rounding(chunk_size):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory():
     model = eqx.nn.MLP(50, 1, 64, 2, key=jax.random.key(0))
 

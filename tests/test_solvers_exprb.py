@@ -81,6 +81,7 @@ def test_exact_on_linear_problems():
     np.testing.assert_allclose(sol.ys[0], expm(-0.5 * np.asarray(a)) @ y0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [False, True])
 def test_order(forced):
     a = hessian(8) / 100
@@ -103,7 +104,8 @@ def test_order(forced):
     assert abs(slope - 3) < 0.2, errors
 
 
-@pytest.mark.parametrize("transform", [pytest.param(jax.grad, marks=pytest.mark.slow), jax.jacfwd])
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
 def test_derivatives(transform):
     a = hessian(6) / 100
     adjoint = dfx.ForwardMode() if transform is jax.jacfwd else dfx.RecursiveCheckpointAdjoint()
@@ -148,6 +150,7 @@ def test_flat_start():
     np.testing.assert_array_equal(sol.ys[0], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [dfx.Kvaerno3, dfx.Kvaerno5])
 def test_matrix_free_implicit(cls):
     a = hessian(40)

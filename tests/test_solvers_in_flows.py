@@ -43,12 +43,14 @@ def test_gradients_are_counted_exactly(solver):
     assert traj.stats["rejected"] >= 0 and traj.stats["solver"] == type(solver).__name__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])
 def test_what_is_recorded_does_not_change_the_path(solver):
     few, many = (gflow.integrate(*tanh_network(), 10.0, solver=solver, save_at=count) for count in (2, 101))
     assert np.array_equal(parameters(few.model), parameters(many.model))
 
 
+@pytest.mark.slow
 def test_stiffness_costs_its_square_root_and_not_itself():
     eigenvalues = jnp.geomspace(1e-2, 1e4, 30)
     loss = lambda model, data: 0.5 * jnp.sum(eigenvalues * model["w"] ** 2)

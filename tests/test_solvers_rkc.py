@@ -16,7 +16,6 @@ jax.config.update("jax_enable_x64", True)
 
 SOLVERS = [solvers.RKC2(), solvers.RKC3()]
 ids = [type(s).__name__ for s in SOLVERS]
-BACKWARD = ["recursive", "direct"]
 
 
 def solve(vf, y0, t1, solver, rtol=1e-6, *, atol=None, saveat=None, t0=0.0, args=None, **kwargs):
@@ -38,8 +37,9 @@ def logistic_exact(t, y0=0.1):
     return y0 * np.exp(t) / (1 + y0 * (np.exp(t) - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
-@pytest.mark.parametrize("stiff", [pytest.param(0.0, marks=pytest.mark.slow), 300.0])
+@pytest.mark.parametrize("stiff", [0.0, 300.0])
 def test_order(solver, stiff):
     # A smooth mode and a stiff one that is slaved to it: order reduction would show.
     def vf(t, y, args):
@@ -128,6 +128,7 @@ def test_stiff_linear(solver):
     np.testing.assert_allclose(sol.ys[0], exact, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_dense_output_order(solver):
     errors = []
@@ -147,6 +148,7 @@ def test_dense_output_order(solver):
     assert np.log2(errors[-2] / errors[-1]) > 2.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_pytree_saveat_event_vmap(solver):
     def vf(t, y, args):
@@ -169,8 +171,9 @@ def test_pytree_saveat_event_vmap(solver):
     np.testing.assert_allclose(run(jnp.asarray([1.0, 3.0])), np.exp([-1.0, -3.0]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
-@pytest.mark.parametrize("mode", [*(pytest.param(m, marks=pytest.mark.slow) for m in BACKWARD), "forward"])
+@pytest.mark.parametrize("mode", ["recursive", "direct", "forward"])
 def test_derivatives(solver, mode):
     adjoint, transform = {
         "recursive": (dfx.RecursiveCheckpointAdjoint(), jax.grad),
@@ -242,6 +245,7 @@ def test_nan_everywhere_is_no_success(solver):
     assert sol.result != dfx.RESULTS.successful
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_gradients_are_counted(solver):
     calls = []
