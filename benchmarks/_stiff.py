@@ -1,6 +1,5 @@
 """The problems of the race of solvers, their references and their classical rivals."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from _networks import digits_1000
 from jax.flatten_util import ravel_pytree
 
 import gflow
@@ -28,14 +28,6 @@ def digits_network(horizon: float, loss: gflow.losses.AbstractLoss, name: str) -
     targets = jax.nn.one_hot(y, 10) if isinstance(loss, gflow.losses.Squared) else jnp.asarray(y)
     what = f"digits, tanh network, {type(loss).__name__}"
     return Stiff(name, what, gflow.Problem(model, (x, targets), loss), horizon)
-
-
-def digits_1000() -> tuple[eqx.nn.MLP, jax.Array, np.ndarray]:
-    """Network, inputs and labels."""
-    x, y = (np.asarray(a)[:1000] for a in gflow.data.digits())
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation < 1e-8, 1, deviation)
-    return eqx.nn.MLP(64, 10, 64, 2, activation=jnp.tanh, key=jax.random.PRNGKey(0)), jnp.asarray(x), y
 
 
 def factorisation(horizon: float, name: str, scale: float = 0.05) -> Stiff:
@@ -159,6 +151,3 @@ def degree(stiffness: float, error: float) -> int:
     coefficients = 2 * ive(np.arange(4000), stiffness / 2)  # of exp(-x), by its generating function
     tails = np.cumsum(coefficients[::-1])[::-1]
     return int(np.argmax(tails <= error)) - 1
-
-
-Runner = Callable[[Stiff, float], tuple[np.ndarray, int]]

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from _networks import digits, mnist, network
+from _networks import digits, digits_1000, mnist, network
 from _report import median_ratio, parse, seconds, table, time_pairs, write
 
 import gflow
@@ -38,18 +38,10 @@ HORIZON = 75.0
 EXAMPLE = Path(__file__).parents[1] / "examples" / "flow_vs_gd.py"
 
 
-def digits_1000() -> tuple[eqx.nn.MLP, tuple[jax.Array, jax.Array]]:
-    """The first 1000 digits, each pixel standardised, and a tanh network 64-64-64-10."""
-    x, y = (np.asarray(a)[:1000] for a in gflow.data.digits())
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation < 1e-8, 1, deviation)
-    model = eqx.nn.MLP(64, 10, 64, 2, activation=jnp.tanh, key=jax.random.PRNGKey(0))
-    return model, (jnp.asarray(x), jax.nn.one_hot(y, 10))
-
-
 def by_gflow(records: int) -> Callable[[float], gflow.Trajectory]:
     """A function of the horizon: gradient flow by gflow, recorded so many times."""
-    model, data = digits_1000()
+    model, x, y = digits_1000()
+    data = (x, jax.nn.one_hot(y, 10))
     solver = diffrax.Tsit5()
     return lambda t_max: gflow.integrate(
         model, data, t_max, solver=solver, rtol=RTOL, atol=ATOL, dt0=FIRST_STEP, save_at=records
@@ -58,7 +50,8 @@ def by_gflow(records: int) -> Callable[[float], gflow.Trajectory]:
 
 def by_diffrax(records: int) -> Callable[[float], diffrax.Solution]:
     """The same flow by hand: only the end for two records, otherwise loss and gradient norm."""
-    model, data = digits_1000()
+    model, x, y = digits_1000()
+    data = (x, jax.nn.one_hot(y, 10))
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def loss(params, data):

@@ -255,7 +255,7 @@ def rendered(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
-    """Error against cost for each problem; cost at 1e-3 against stiffness."""
+    """Error against cost for each problem."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
 

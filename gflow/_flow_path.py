@@ -56,7 +56,7 @@ class FlowPath(AbstractPath):
     controller: diffrax.AbstractStepSizeController
     t_max: Float[Array, ""]
     dt0: Float[Array, ""] | None
-    reason: str = eqx.field(static=True)  # why this solver, if it was chosen for the user
+    reason: str = eqx.field(static=True)  # why this solver
 
     @eqx.filter_jit
     def start(self):
@@ -339,7 +339,7 @@ class FlowPath(AbstractPath):
         watching = self.watch.gradients() * (steps - rejected + 1)
         return {
             "solver": self._name,
-            "solver_reason": self.reason or "named by the user",
+            "solver_reason": self.reason,
             "steps": steps,
             "rejected": rejected,
             "gradients": None if per_step is None else per_step * steps + at_start + watching,

@@ -136,7 +136,7 @@ def flow_run(
     watch = Watch(stop, observables, dtype)
     times = _save_times(save_at, t_max, bool(watch), dtype)
     flow = GradientFlow() if flow is None else flow
-    reason = ""
+    reason = "named by the user"
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
         if solver is None:
@@ -146,8 +146,10 @@ def flow_run(
         if isinstance(solver, AbstractFlowSolver):
             inner = solver.tolerances(rtol, atol)
             solver, controller = solver.prepared(*inner), Predictive(*inner)
+    elif solver is None:
+        solver, reason = diffrax.Tsit5(), "the default beside a step size controller of the user's own"
     controller = _with_arrays(controller, dtype)
-    if solver is not None and not (
+    if not (
         isinstance(solver, diffrax.AbstractSolver)
         and isinstance(solver.term_structure, type)
         and issubclass(diffrax.ODETerm, solver.term_structure)
@@ -157,7 +159,7 @@ def flow_run(
             f"diffrax.Tsit5(), but {solver!r} came."
         )
     adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    if adaptive and solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+    if adaptive and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
             f"solver must give an error estimate for an adaptive step size, but {type(solver).__name__} has "
             "none; pass controller=diffrax.ConstantStepSize() with dt0, or another solver."
@@ -172,7 +174,7 @@ def flow_run(
         problem=problem,
         watch=watch,
         flow=flow,
-        solver=_with_tolerances(diffrax.Tsit5() if solver is None else solver, controller, rtol, atol),
+        solver=_with_tolerances(solver, controller, rtol, atol),
         controller=controller.wrap(1),
         t_max=jnp.asarray(t_max, dtype),
         dt0=None if dt0 is None else jnp.asarray(dt0, dtype),

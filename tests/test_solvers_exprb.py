@@ -10,8 +10,6 @@ from scipy.linalg import expm
 from gflow import solvers
 from gflow.solvers._phi import matrix_phi, phi
 
-jax.config.update("jax_enable_x64", True)
-
 
 def solve(vf, y0, t1, solver, rtol=1e-6, **kwargs):
     kwargs.setdefault("stepsize_controller", dfx.PIDController(rtol, rtol))

@@ -12,8 +12,6 @@ from scipy.integrate import solve_ivp
 from gflow import solvers
 from gflow.solvers import _chebyshev
 
-jax.config.update("jax_enable_x64", True)
-
 SOLVERS = [solvers.RKC2(), solvers.RKC3()]
 ids = [type(s).__name__ for s in SOLVERS]
 

@@ -67,18 +67,11 @@ def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), [of(n) for n in sizes])
 
 
-def _norm(x: Vector) -> Scalar:
-    """Norm with a derivative of zero at zero."""
-    square = sum(jnp.sum(a * a) for a in jtu.tree_leaves(x))
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
     vf, t0, h, y0, args, f0, rtol, atol = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
-    length = _norm(f0)
+    length = la.norm(f0)
     flat = length == 0
     start = la.scale(jnp.where(flat, 0, 1 / jnp.where(flat, 1, length)), f0)
     displacement = jax.lax.stop_gradient(la.difference_step(y0))
@@ -111,7 +104,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         link = jnp.where(m > 0, k.beta, 0)
         small = k.small.at[m, m].set(alpha)
         small = small.at[m, m - 1].add(link).at[m - 1, m].add(link)
-        beta = _norm(w)
+        beta = la.norm(w)
         size = m + 1
         phis = _leading_phi(h * small, size)
         # Residual of the Krylov approximation of h phi_1(hJ) F.
@@ -158,8 +151,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
     def body(k: _Krylov):
         late = (k.phase >= 2).astype(dtype)
         t = t0 + jnp.where(k.phase == 0, delay, late * h).astype(jnp.result_type(t0))
-        field = vf(t, la.add(y0, k.point), args)
-        field = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), field, y0)
+        field = la.field(vf, t, la.add(y0, k.point), args)
         k = eqx.tree_at(lambda q: q.evaluations, k, k.evaluations + 1)
 
         def derivative(k):
@@ -290,7 +282,7 @@ class EXPRB32(AbstractFlowSolver):
         """The state before the first step: one evaluation."""
         del t1
         count = jnp.zeros((), jnp.int32)
-        f0 = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), terms.vf(t0, y0, args), y0)
+        f0 = la.field(terms.vf, t0, y0, args)
         return EXPRBState(f0, count, count + 1, count)
 
     def step(self, terms, t0, t1, y0, args, solver_state: EXPRBState, made_jump):

@@ -1,5 +1,6 @@
 """Vector algebra on PyTrees of arrays, as the solvers of this folder need it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,9 +42,16 @@ def select(pred, x: Vector, y: Vector) -> Vector:
 
 
 def norm(x: Vector) -> Scalar:
-    """Euclidean norm over all leaves. Not differentiable at zero: stop gradients first."""
+    """Euclidean norm over all leaves, with a derivative of zero at zero."""
     squares = [jnp.sum(jnp.real(xi * jnp.conj(xi))) for xi in jtu.tree_leaves(x)]
-    return jnp.sqrt(sum(squares, jnp.zeros((), real_dtype(x))))
+    square = sum(squares, jnp.zeros((), real_dtype(x)))
+    flat = square == 0  # so that NaN stays NaN
+    return jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, square)))
+
+
+def field(vf: Callable, t, y: Vector, args) -> Vector:
+    """`vf(t, y, args)` in the dtypes of `y`."""
+    return jtu.tree_map(lambda f, yi: jnp.asarray(f, yi.dtype), vf(t, y, args), y)
 
 
 def stop_gradient(x: PyTree) -> PyTree:

@@ -61,27 +61,13 @@ class Radius(eqx.Module):
         value = jnp.where(up, jnp.minimum(ratio, most * self.value), self.value)
         # A value of zero (start at a flat point) can't be multiplied up.
         value = jnp.where(up & (self.value == 0), ratio, value)
-        return Radius(
-            la.select(up, direction, self.direction),
-            value,
-            self.slope,
-            jnp.where(up, t, self.time),
-            self.step,
-            self.age,
-            self.spent,
-        )
+        found = (la.select(up, direction, self.direction), value, jnp.where(up, t, self.time))
+        return eqx.tree_at(lambda r: (r.direction, r.value, r.time), self, found)
 
     def advanced(self, step, evaluations) -> "Radius":
         """After a completed step."""
-        return Radius(
-            self.direction,
-            self.value,
-            self.slope,
-            self.time,
-            jnp.abs(step),
-            self.age + 1,
-            self.spent + evaluations,
-        )
+        made = (jnp.abs(step), self.age + 1, self.spent + evaluations)
+        return eqx.tree_at(lambda r: (r.step, r.age, r.spent), self, made)
 
 
 def start_direction(f0: Vector) -> Vector:

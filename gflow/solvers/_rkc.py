@@ -44,9 +44,7 @@ class _AbstractRKC(AbstractFlowSolver):
 
     def __check_init__(self):
         if self.max_stages < 2:
-            raise ValueError(
-                f"max_stages must be at least 2, but {self.max_stages} came; 1000 is the default."
-            )
+            raise ValueError(f"max_stages must be at least 2, but {self.max_stages} came (default 1000).")
         if self.every < 1:
             raise ValueError(f"every must be at least 1, but {self.every} came (default 4).")
 
@@ -292,7 +290,7 @@ def _init(vf, t0, y0, args, memory: int) -> RKCState:
     """Field at the start, and the spectral radius by power iteration to a few per cent."""
     dtype = la.real_dtype(y0)
     # Differentiable, because it is the first stage of the first step; what follows is not.
-    f0 = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), vf(t0, y0, args), y0)
+    f0 = la.field(vf, t0, y0, args)
     time, y, args, base = la.stop_gradient((t0, y0, args, f0))
     displacement = la.difference_step(y)
 
@@ -303,8 +301,7 @@ def _init(vf, t0, y0, args, memory: int) -> RKCState:
 
     def body(carry):
         k, v, value, _ = carry
-        field = vf(time, la.axpy(displacement, v, y), args)
-        field = jtu.tree_map(lambda f, x: jnp.asarray(f, x.dtype), field, y)
+        field = la.field(vf, time, la.axpy(displacement, v, y), args)
         change = la.stop_gradient(la.sub(field, base))
         length = la.norm(change)
         return k + 1, radii.unit_or(change, length, v), length / displacement, value

@@ -103,8 +103,7 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
         c = jnp.where(sweep.index <= 0, 0, jnp.where(last, 1, sweep.coefficients.c))
         t = t0 + jnp.asarray(c, jnp.result_type(t0)) * jnp.asarray(h, jnp.result_type(t0))
         place = bend.at(c, sweep.point)
-        field = vf(t, la.add(y0, place), args)
-        field = jtu.tree_map(lambda f, y: jnp.asarray(f, y.dtype), field, y0)
+        field = la.field(vf, t, la.add(y0, place), args)
         # What this evaluation says about the spectrum.
         change = la.stop_gradient(la.sub(field, sweep.field))
         moved = la.norm(la.stop_gradient(la.sub(place, sweep.place)))
