@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from systems import tanh_network
 
+import gflow
 from gflow import stability
 
 
@@ -73,3 +75,19 @@ def test_statistics_of_synthetic_records():
     np.testing.assert_allclose([seen.nonmonotone, seen.sharpening], [0.4, 0.5])
     never = stability.edge(step, sharpness, loss, 100.0)
     assert never.crossing is None and never.onset is None and np.isnan(never.mean)
+
+
+def test_a_descent_takes_them_and_a_comparison_knows_their_threshold():
+    network = tanh_network()
+    for ours, theirs in (
+        (stability.Polyak(0.1, 0.9), optax.sgd(0.1, 0.9)),
+        (stability.Adam(1e-2), optax.adam(1e-2)),
+    ):
+        a, b = (gflow.descend(*network, each, 20).step_loss for each in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    both = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Polyak(0.1, 0.9))
+    assert both.threshold == pytest.approx(38) and both.descent.stats["solver"] == "Polyak"
+    adam = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Adam(1e-2))
+    assert adam.threshold is None
+    plateau = stability.GradientDescent(optax.piecewise_constant_schedule(0.1, {2: 0.5}))
+    assert gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=plateau).threshold is None
