@@ -1,6 +1,6 @@
 """gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
 
-from gflow import curvature, data, flows, losses, observe, plot, solvers, stop
+from gflow import curvature, data, flows, losses, observe, plot, solvers, stability, stop
 from gflow._compare import Comparison, compare
 from gflow._descend import descend
 from gflow._integrate import integrate
@@ -26,5 +26,6 @@ __all__ = [
     "plot",
     "sharpness",
     "solvers",
+    "stability",
     "stop",
 ]

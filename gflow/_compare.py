@@ -19,6 +19,7 @@ from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import AbstractObservable, Sharpness, as_observables
+from gflow.stability import AbstractOptimizer, GradientDescent
 
 
 class Comparison(eqx.Module):
@@ -85,7 +86,7 @@ def compare(
     *,
     learning_rate: Real,
     t_max: Real,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | AbstractOptimizer | None = None,
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -168,12 +169,20 @@ def compare(
         step=np.rint(np.asarray(descent.t) / rate).astype(int),
         distance=np.asarray(distance, dtype=np.float64),
         learning_rate=rate,
-        threshold=2 / rate if optimizer is None else None,
+        threshold=_threshold(GradientDescent(rate) if optimizer is None else optimizer),
     )
     for run in (result.flow, result.descent):
         if throw and not run.ok and run.status != "interrupted":
             raise FlowError(run)
     return result
+
+
+def _threshold(optimizer: optax.GradientTransformation | AbstractOptimizer) -> float | None:
+    """The constant threshold on the sharpness of the Hessian, if there is one."""
+    if not isinstance(optimizer, AbstractOptimizer) or optimizer.quantity != "sharpness":
+        return None
+    follows_schedule = any(callable(getattr(optimizer, name, None)) for name in ("learning_rate", "limit"))
+    return None if follows_schedule else float(optimizer.threshold())
 
 
 @eqx.filter_jit

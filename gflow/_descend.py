@@ -12,19 +12,20 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from gflow._descent_path import DescentPath
-from gflow._numbers import Real, count, positive
+from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
 from gflow._watch import Watch
 from gflow.observe import AbstractObservable, as_observables
+from gflow.stability import AbstractOptimizer, GradientDescent
 from gflow.stop import AbstractStop
 
 
 def descend(
     model: Callable | PyTree,
     data: PyTree,
-    optimizer: Real | optax.GradientTransformation,
+    optimizer: Real | optax.GradientTransformation | AbstractOptimizer,
     steps: int,
     *,
     learning_rate: Real | None = None,
@@ -47,7 +48,8 @@ def descend(
     **Arguments:**
 
     - `model`, `data`, `loss`, `trainable`, `chunk_size`: as for [`gflow.Problem`][].
-    - `optimizer`: the learning rate η of plain gradient descent, or any optax transformation. One that
+    - `optimizer`: the learning rate η of plain gradient descent, one of [`gflow.stability`][], or any
+        optax transformation. One that
         needs the loss (a line search, Polyak's step) gets it; the evaluations of a line search are not
         counted.
     - `steps`: how many steps to make.
@@ -90,7 +92,7 @@ def descend(
 
 def descent_run(
     problem: Problem,
-    optimizer: Real | optax.GradientTransformation,
+    optimizer: Real | optax.GradientTransformation | AbstractOptimizer,
     steps: int,
     *,
     learning_rate: Real | None = None,
@@ -107,8 +109,10 @@ def descent_run(
     """The arguments of `descend`, checked, as a run that has not begun."""
     dtype = problem.dtype
     steps = count("steps", steps)
-    if isinstance(optimizer, optax.GradientTransformation):
-        transformation = optimizer
+    if isinstance(optimizer, (optax.GradientTransformation, AbstractOptimizer)):
+        # as arrays, so that another number is not another program
+        as_array = lambda x: jnp.asarray(x, dtype) if is_number(x) else x
+        transformation = jax.tree.map(as_array, optimizer)
         rate = (
             1.0 if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
         )
@@ -119,7 +123,7 @@ def descent_run(
                 f"learning_rate must not differ from the float given as optimizer ({rate:.6g}), but "
                 f"{learning_rate!r} came; leave it out, or pass an optax transformation."
             )
-        transformation = jnp.asarray(rate, problem.dtype)
+        transformation = GradientDescent(jnp.asarray(rate, dtype))
     if minibatch is not None:
         minibatch = count("minibatch", minibatch)
         if minibatch > problem.examples:

@@ -20,6 +20,7 @@ from gflow._stepper import (
     loss_and_gradient_norm,
 )
 from gflow._watch import Watch
+from gflow.stability import AbstractOptimizer
 
 # Losses of so many steps leave the compiled loop at once.
 _BUFFER = 4096
@@ -51,7 +52,7 @@ class DescentPath(AbstractPath):
 
     problem: Problem
     watch: Watch
-    optimizer: optax.GradientTransformation | Float[Array, ""]
+    optimizer: optax.GradientTransformation | AbstractOptimizer
     minibatch: int | None = eqx.field(static=True)
     replace: bool = eqx.field(static=True)
     check_every: Int[Array, ""]
@@ -166,10 +167,10 @@ class DescentPath(AbstractPath):
         return optax.apply_updates(now.params, updates), optimizer_state
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        if isinstance(self.optimizer, optax.GradientTransformation):
-            return optax.with_extra_args_support(self.optimizer)
-        # built here, so that another η is another number and not another program
-        return optax.with_extra_args_support(optax.sgd(self.optimizer))
+        if isinstance(self.optimizer, AbstractOptimizer):
+            # built here, so that another η is another number and not another program
+            return optax.with_extra_args_support(self.optimizer.transformation())
+        return optax.with_extra_args_support(self.optimizer)
 
     def _shuffle(self, step: Int[Array, ""]) -> Int[Array, " examples"]:
         return jax.random.permutation(jax.random.fold_in(self.key, step), self.problem.examples)
@@ -251,9 +252,10 @@ class DescentPath(AbstractPath):
         steps = int(state.step)
         full = self.minibatch is None
         checks = steps // int(self.check_every) + 1
-        plain = not isinstance(self.optimizer, optax.GradientTransformation)
+        known = isinstance(self.optimizer, AbstractOptimizer)
+        name = type(self.optimizer).__name__ if known else "optax transformation"
         return {
-            "solver": "gradient descent" if plain else "optax transformation",
+            "solver": "gradient descent" if name == "GradientDescent" else name,
             "steps": steps,
             "rejected": 0,
             "gradients": steps + 1 + (0 if full else self.watch.gradients() * checks),

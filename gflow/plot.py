@@ -56,7 +56,7 @@ def comparison(both: Comparison) -> "Figure":
     distance.set_ylabel("distance\n" + r"$\|\theta_k-\theta\|\,/\,\|\theta-\theta_0\|$")
     distance.set_xlabel(r"time $t = \eta k$")
     if both.threshold is not None:
-        sharpness.axhline(both.threshold, label=rf"threshold $2/\eta = {both.threshold:g}$", **_LIMIT)
+        sharpness.axhline(both.threshold, label=f"threshold {both.threshold:.4g}", **_LIMIT)
     for name, step in (("crossing", both.crossing), ("onset", both.onset)):
         if step is None:
             continue

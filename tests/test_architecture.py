@@ -27,6 +27,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"solvers"}, "above"),  # diffrax solvers made for gradient flow
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
+    ({"stability"}, set()),  # thresholds of optimisers, statistics at the edge
     ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
     ({"_repeat"}, set()),  # one compiled call made again and again

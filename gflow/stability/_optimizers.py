@@ -1,0 +1,228 @@
+"""Optimisers whose stability threshold is known: optax's transformations with their formulas."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+_Rate = Any  # a number, or an optax schedule: step -> number
+
+
+class AbstractOptimizer(eqx.Module):
+    """An optax transformation whose threshold is known.
+
+    On a quadratic with Hessian H the optimiser's iterates grow along an eigenvector of H, or of
+    P^{-1/2} H P^{-1/2} if it divides the gradient by a diagonal P, whose eigenvalue exceeds the threshold.
+    """
+
+    @property
+    @abc.abstractmethod
+    def quantity(self) -> str:
+        """The record that the threshold is for: `"sharpness"` or `"preconditioned_sharpness"`."""
+
+    @abc.abstractmethod
+    def transformation(self) -> optax.GradientTransformation:
+        """Optax's own transformation."""
+
+    @abc.abstractmethod
+    def threshold(self, step: Any = 0) -> Any:
+        """The threshold for the step from θ_k, k = `step` (one or an array of them)."""
+
+    @abc.abstractmethod
+    def preconditioner(self, state: PyTree) -> PyTree[Array] | None:
+        """The diagonal P of the update that led to the optimiser's state `state`, like the parameters.
+
+        `None` where the gradient is not scaled.
+        """
+
+
+class GradientDescent(AbstractOptimizer):
+    """θ ← θ − η (∇L + wθ), unstable where the sharpness exceeds 2/η − w.
+
+    `learning_rate` η is a number or an optax schedule, `weight_decay` w.
+    """
+
+    learning_rate: _Rate
+    weight_decay: float = eqx.field(static=True, default=0.0)
+
+    @property
+    def quantity(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def transformation(self):
+        """`optax.sgd`."""
+        return _decayed(self.weight_decay, optax.sgd(self.learning_rate))
+
+    def threshold(self, step=0):
+        """2/η − w."""
+        return 2 / _at(self.learning_rate, step) - self.weight_decay
+
+    def preconditioner(self, state):
+        """None."""
+        del state
+        return None
+
+
+class Polyak(AbstractOptimizer):
+    """v ← βv + ∇L + wθ, θ ← θ − ηv, unstable where the sharpness exceeds (2 + 2β)/η − w.
+
+    Source: Cohen et al., *Gradient descent on neural networks typically occurs at the edge of stability*
+    (arXiv:2103.00065).
+    """
+
+    learning_rate: _Rate
+    momentum: Any
+    weight_decay: float = eqx.field(static=True, default=0.0)
+
+    @property
+    def quantity(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def transformation(self):
+        """`optax.sgd` with momentum."""
+        return _decayed(self.weight_decay, optax.sgd(self.learning_rate, self.momentum))
+
+    def threshold(self, step=0):
+        """(2 + 2β)/η − w."""
+        return (2 + 2 * self.momentum) / _at(self.learning_rate, step) - self.weight_decay
+
+    def preconditioner(self, state):
+        """None."""
+        del state
+        return None
+
+
+class Nesterov(AbstractOptimizer):
+    """g = ∇L + wθ, v ← βv + g, θ ← θ − η(g + βv), unstable above (2 + 2β)/(η(1 + 2β)) − w.
+
+    Source: Cohen et al. (arXiv:2103.00065).
+    """
+
+    learning_rate: _Rate
+    momentum: Any
+    weight_decay: float = eqx.field(static=True, default=0.0)
+
+    @property
+    def quantity(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def transformation(self):
+        """`optax.sgd` with Nesterov's momentum."""
+        return _decayed(self.weight_decay, optax.sgd(self.learning_rate, self.momentum, nesterov=True))
+
+    def threshold(self, step=0):
+        """(2 + 2β)/(η(1 + 2β)) − w."""
+        b = self.momentum
+        return (2 + 2 * b) / (_at(self.learning_rate, step) * (1 + 2 * b)) - self.weight_decay
+
+    def preconditioner(self, state):
+        """None."""
+        del state
+        return None
+
+
+# Decay rates of averages are part of the program and not numbers in it: 1 − β₂ in float32 would lose digits.
+class RMSProp(AbstractOptimizer):
+    """ν ← βν + (1 − β)∇L², θ ← θ − η P⁻¹∇L, P = √(ν + ε); unstable on P^{-1/2} H P^{-1/2} above 2/η.
+
+    Source: Cohen et al., *Adaptive gradient methods at the edge of stability* (arXiv:2207.14484).
+    """
+
+    learning_rate: _Rate
+    decay: float = eqx.field(static=True, default=0.9)
+    eps: float = eqx.field(static=True, default=1e-8)
+
+    @property
+    def quantity(self):
+        """`"preconditioned_sharpness"`."""
+        return "preconditioned_sharpness"
+
+    def transformation(self):
+        """`optax.rmsprop`."""
+        return optax.rmsprop(self.learning_rate, decay=self.decay, eps=self.eps)
+
+    def threshold(self, step=0):
+        """2/η."""
+        return 2 / _at(self.learning_rate, step)
+
+    def preconditioner(self, state):
+        """√(ν + ε)."""
+        return jax.tree.map(lambda nu: jnp.sqrt(nu + self.eps), state[0].nu)
+
+
+class Adam(AbstractOptimizer):
+    """Adam with decoupled weight decay w, unstable above (1 + β₁)(2 − ηw)/((1 − β₁)η).
+
+    The sharpness meant is that of P^{-1/2} H P^{-1/2} with P = (1 − β₁ᵏ)(√(ν/(1 − β₂ᵏ)) + ε) after k
+    steps. For w = 0 the threshold is (2 + 2β₁)/((1 − β₁)η), of Cohen et al. (arXiv:2207.14484).
+    """
+
+    learning_rate: _Rate
+    b1: float = eqx.field(static=True, default=0.9)
+    b2: float = eqx.field(static=True, default=0.999)
+    eps: float = eqx.field(static=True, default=1e-8)
+    weight_decay: float = eqx.field(static=True, default=0.0)
+
+    @property
+    def quantity(self):
+        """`"preconditioned_sharpness"`."""
+        return "preconditioned_sharpness"
+
+    def transformation(self):
+        """`optax.adamw`."""
+        return optax.adamw(
+            self.learning_rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+    def threshold(self, step=0):
+        """(1 + β₁)(2 − ηw)/((1 − β₁)η)."""
+        rate = _at(self.learning_rate, step)
+        return (1 + self.b1) * (2 - rate * self.weight_decay) / ((1 - self.b1) * rate)
+
+    def preconditioner(self, state):
+        """(1 − β₁ᵏ)(√(ν/(1 − β₂ᵏ)) + ε)."""
+        count, nu = state[0].count, state[0].nu
+        return jax.tree.map(
+            lambda n: (1 - self.b1**count) * (jnp.sqrt(n / (1 - self.b2**count)) + self.eps), nu
+        )
+
+
+class Custom(AbstractOptimizer):
+    """Any optax transformation, with the sharpness `limit` above which you know it to be unstable."""
+
+    optimizer: optax.GradientTransformation
+    limit: float | Callable[[Any], Any]
+
+    @property
+    def quantity(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def transformation(self):
+        """`optimizer`."""
+        return self.optimizer
+
+    def threshold(self, step=0):
+        """`limit`, at `step` if it is a function."""
+        return _at(self.limit, step)
+
+    def preconditioner(self, state):
+        """None."""
+        del state
+        return None
+
+
+def _at(rate: Any, step: Any) -> Any:
+    return rate(step) if callable(rate) else rate
+
+
+def _decayed(weight_decay: float, transformation: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(weight_decay), transformation)

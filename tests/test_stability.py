@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from systems import tanh_network
+
+import gflow
+from gflow import stability
+
+
+def radius(transformation, curvature):
+    """Spectral radius of one step of optax on L = ½hθ², state and θ together, by numpy."""
+    theta = jnp.zeros(1)
+    flat, unravel = jax.flatten_util.ravel_pytree((theta, transformation.init(theta)))
+
+    def step(z):
+        theta, state = unravel(z)
+        update, state = transformation.update(curvature * theta, state, theta)
+        return jax.flatten_util.ravel_pytree((theta + update, state))[0]
+
+    return np.abs(np.linalg.eigvals(np.asarray(jax.jacobian(step)(flat)))).max()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: stability.GradientDescent(0.2, w),
+        lambda w: stability.Polyak(0.2, 0.9, w),
+        lambda w: stability.Nesterov(0.2, 0.8, w),
+    ],
+)
+def test_linear_thresholds_are_where_the_spectral_radius_passes_one(make, decay):
+    optimizer = make(decay)
+    limit = optimizer.threshold()
+    assert radius(optimizer.transformation(), 0.999 * limit) < 1
+    assert radius(optimizer.transformation(), 1.001 * limit) > 1
+
+
+@pytest.mark.parametrize("b1, w", [(0.0, 0.0), (0.9, 0.0), (0.9, 0.5), (0.5, 2.0)])
+def test_adam_with_its_preconditioner_held(b1, w):
+    rate = 0.1
+    limit = stability.Adam(rate, b1=b1, weight_decay=w).threshold()
+    for factor, stable in ((0.999, True), (1.001, False)):
+        h = factor * limit
+        matrix = [[1 - rate * w - rate * (1 - b1) * h, -rate * b1], [(1 - b1) * h, b1]]
+        assert (np.abs(np.linalg.eigvals(matrix)).max() < 1) == stable
+    assert stability.RMSProp(rate).threshold() == 2 / rate
+
+
+@pytest.mark.parametrize("optimizer", [stability.RMSProp(0.1), stability.Adam(0.1)])
+def test_the_preconditioner_is_what_optax_divides_by(optimizer):
+    # the first update of either is (1 − β₁) g / P, times η
+    g, theta = jnp.array([0.3, -2.0, 1e-3]), jnp.zeros(3)
+    transformation = optimizer.transformation()
+    update, state = transformation.update(g, transformation.init(theta), theta)
+    fresh = 1 - getattr(optimizer, "b1", 0.0)
+    np.testing.assert_allclose(update, -0.1 * fresh * g / optimizer.preconditioner(state), rtol=1e-12)
+
+
+def test_a_schedule_gives_a_threshold_for_each_step():
+    schedule = optax.linear_schedule(0.1, 0.2, 10)
+    np.testing.assert_allclose(stability.GradientDescent(schedule).threshold(np.array([0, 10])), [20, 10])
+    assert stability.Custom(optax.sgd(0.1), 7.0).threshold(3) == 7.0
+
+
+def test_statistics_of_synthetic_records():
+    step = np.arange(0, 10, 2)
+    sharpness = np.array([1.0, np.exp(1), np.exp(2), 4.4, 3.6])
+    loss = np.array([9.0, 8, 7, 6, 5, 6, 4, 5, 3, 2])
+    seen = stability.edge(step, sharpness, loss, 4.0)
+    assert (seen.crossing, seen.onset) == (4, 5)
+    np.testing.assert_allclose([seen.mean, seen.spread], [1.0, 0.1])
+    np.testing.assert_allclose([seen.nonmonotone, seen.sharpening], [0.4, 0.5])
+    never = stability.edge(step, sharpness, loss, 100.0)
+    assert never.crossing is None and never.onset is None and np.isnan(never.mean)
+
+
+def test_a_descent_takes_them_and_a_comparison_knows_their_threshold():
+    network = tanh_network()
+    for ours, theirs in (
+        (stability.Polyak(0.1, 0.9), optax.sgd(0.1, 0.9)),
+        (stability.Adam(1e-2), optax.adam(1e-2)),
+    ):
+        a, b = (gflow.descend(*network, each, 20).step_loss for each in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    both = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Polyak(0.1, 0.9))
+    assert both.threshold == pytest.approx(38) and both.descent.stats["solver"] == "Polyak"
+    adam = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Adam(1e-2))
+    assert adam.threshold is None
+    plateau = stability.GradientDescent(optax.piecewise_constant_schedule(0.1, {2: 0.5}))
+    assert gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=plateau).threshold is None
