@@ -1,6 +1,6 @@
 """gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
 
-from gflow import curvature, data, flows, losses, observe, plot, solvers, stability, stop
+from gflow import bias, curvature, data, flows, losses, observe, optimizers, plot, solvers, stability, stop
 from gflow._compare import Comparison, compare
 from gflow._descend import descend
 from gflow._integrate import integrate
@@ -14,6 +14,7 @@ __all__ = [
     "Problem",
     "Sharpness",
     "Trajectory",
+    "bias",
     "compare",
     "curvature",
     "data",
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "losses",
     "observe",
+    "optimizers",
     "plot",
     "sharpness",
     "solvers",

@@ -37,6 +37,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data
+    ({"optimizers"}, set()),  # what optax lacks
     ({"plot"}, {"_trajectory", "_compare"}),  # pictures
     ({"__init__"}, "above"),  # the public face
 ]
