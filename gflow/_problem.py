@@ -65,7 +65,7 @@ class Problem(eqx.Module):
         self.params, self._frozen = _partition(model, trainable)
         self.data = _as_arrays(data, self.dtype)
         self.chunk_size = _check_chunk_size(chunk_size)
-        if loss is None or isinstance(loss, losses.AbstractLoss):
+        if loss is None or isinstance(loss, losses.AbstractLoss | losses.Log):
             output, target = _shapes(model, self.data)
             loss = losses.default_loss(output, target) if loss is None else loss
             if not _is_traced(self.data):

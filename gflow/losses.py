@@ -16,7 +16,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-__all__ = ["AbstractLoss", "CrossEntropy", "Exponential", "Logistic", "Squared"]
+__all__ = [
+    "AbstractExponentialTail",
+    "AbstractLoss",
+    "CrossEntropy",
+    "Exponential",
+    "Log",
+    "Logistic",
+    "Squared",
+]
 
 
 class AbstractLoss(eqx.Module):
@@ -42,6 +50,53 @@ class AbstractLoss(eqx.Module):
         return jnp.mean(jax.vmap(self.per_example)(outputs, y))
 
 
+class AbstractExponentialTail(AbstractLoss):
+    """A loss of classification whose logarithm is known even where the loss itself underflows."""
+
+    @abc.abstractmethod
+    def log_per_example(self, output: Shaped[Array, "..."], target: Shaped[Array, "..."]) -> Array:
+        """log ℓ(f(x), y), accurate for every output."""
+
+
+class Log(eqx.Module):
+    """The logarithm of a loss of classification, log L = log (1/n) Σᵢ ℓ(f(xᵢ), yᵢ).
+
+    Its gradient flow dθ/dτ = −∇log L runs along the path of the flow of L, in log-loss time dτ = L dt. Where
+    plain time needs t = e^s for a margin s, τ grows only like s, and nothing underflows: log L is taken by
+    logsumexp from the logarithms of ℓ. Its gradient descent is that of L with the step η/L.
+
+    **Arguments:** `loss` is `Logistic()`, `Exponential()`, `CrossEntropy()` or another
+    [`gflow.losses.AbstractExponentialTail`][]. It is no mean over examples, so that `chunk_size` can't be
+    used.
+
+    ??? cite "Reference"
+
+        K. Lyu and J. Li. Gradient Descent Maximizes the Margin of Homogeneous Neural Networks. ICLR 2020.
+        [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
+    """
+
+    loss: AbstractExponentialTail
+
+    def __init__(self, loss: AbstractLoss):
+        if not isinstance(loss, AbstractExponentialTail):
+            raise ValueError(
+                f"loss must be Logistic(), Exponential(), CrossEntropy() or another AbstractExponentialTail "
+                f"for Log, but {loss!r} came; for any other loss write lambda model, data: "
+                "jnp.log(loss(model, data))."
+            )
+        self.loss = loss
+
+    def check(self, output: jax.ShapeDtypeStruct, targets: Shaped[np.ndarray, "n ..."]) -> None:
+        """Raises `ValueError` if `targets` can't be targets of a model with such an `output`."""
+        self.loss.check(output, targets)
+
+    def __call__(self, model: Callable, data: tuple[PyTree, Any]) -> Float[Array, ""]:
+        """log L for data = (x, y) with the examples along the leading axis."""
+        x, y = data
+        logs = jax.vmap(self.loss.log_per_example)(jax.vmap(model)(x), y)
+        return jax.nn.logsumexp(logs) - jnp.log(jnp.asarray(logs.size, logs.dtype))
+
+
 class Squared(AbstractLoss):
     """Squared error, L = (1/n) Σᵢ ½‖f(xᵢ) − yᵢ‖², summed over outputs and averaged over examples.
 
@@ -63,7 +118,7 @@ class Squared(AbstractLoss):
             )
 
 
-class Logistic(AbstractLoss):
+class Logistic(AbstractExponentialTail):
     """Logistic loss of a binary classifier, L = (1/n) Σᵢ log(1 + exp(−yᵢ f(xᵢ))), labels y = ±1.
 
     Evaluated as softplus(−y f), which neither overflows nor loses the tail. An output of several
@@ -74,13 +129,17 @@ class Logistic(AbstractLoss):
         """log(1 + exp(−target · output)), summed over outputs."""
         return jnp.sum(jax.nn.softplus(-target * output))
 
+    def log_per_example(self, output, target):
+        """log log(1 + exp(−target · output)), of the sum over outputs."""
+        return jax.nn.logsumexp(_log_softplus(-target * output))
+
     def check(self, output, targets):
         """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
         _same_shape("Logistic", output, targets)
         _plus_minus_one("Logistic", targets)
 
 
-class Exponential(AbstractLoss):
+class Exponential(AbstractExponentialTail):
     """Exponential loss of a binary classifier, L = (1/n) Σᵢ exp(−yᵢ f(xᵢ)), labels y = ±1.
 
     An output of several numbers is summed over.
@@ -90,13 +149,17 @@ class Exponential(AbstractLoss):
         """exp(−target · output), summed over outputs."""
         return jnp.sum(jnp.exp(-target * output))
 
+    def log_per_example(self, output, target):
+        """−target · output; logsumexp over several outputs."""
+        return jax.nn.logsumexp(-target * output)
+
     def check(self, output, targets):
         """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
         _same_shape("Exponential", output, targets)
         _plus_minus_one("Exponential", targets)
 
 
-class CrossEntropy(AbstractLoss):
+class CrossEntropy(AbstractExponentialTail):
     """Cross-entropy, L = (1/n) Σᵢ [log Σₖ exp f(xᵢ)ₖ − f(xᵢ)_{yᵢ}], labels y = 0 … K−1.
 
     f(x) is the vector of K ≥ 2 logits and y an integer array of shape (n,).
@@ -105,6 +168,11 @@ class CrossEntropy(AbstractLoss):
     def per_example(self, output, target):
         """logsumexp(output) − output[target]."""
         return optax.losses.softmax_cross_entropy_with_integer_labels(output, target)
+
+    def log_per_example(self, output, target):
+        """log log(1 + exp z), z = log Σ_{k≠target} exp outputₖ − output[target]."""
+        others = jnp.where(jnp.arange(output.size) == target, -jnp.inf, output)
+        return _log_softplus(jax.nn.logsumexp(others) - output[target])
 
     def check(self, output, targets):
         """Raises `ValueError` unless the output is a vector of logits and targets index it."""
@@ -146,6 +214,12 @@ def default_loss(output: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> 
         "(floating targets of the shape of the output), CrossEntropy() (integer labels, several "
         "outputs), Logistic() or Exponential() (labels ±1), or any callable (model, data) -> scalar."
     )
+
+
+def _log_softplus(z: Array) -> Array:
+    """log log(1 + eᶻ), which is z − eᶻ/2 + O(e²ᶻ) where softplus underflows, with its derivative."""
+    far = z < -20
+    return jnp.where(far, z - jnp.exp(z) / 2, jnp.log(jax.nn.softplus(jnp.where(far, 0, z))))
 
 
 def _same_shape(name: str, output: jax.ShapeDtypeStruct, targets: np.ndarray) -> None:
