@@ -19,7 +19,7 @@ from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import AbstractObservable, Sharpness, as_observables
-from gflow.stability import AbstractOptimizer, GradientDescent
+from gflow.stability import AbstractOptimizer, Edge, GradientDescent, edge
 
 
 class Comparison(eqx.Module):
@@ -33,9 +33,9 @@ class Comparison(eqx.Module):
     - `learning_rate`: η.
     - `threshold`: the sharpness above which the descent is linearly unstable, 2/η for plain gradient
         descent; `None` where it isn't known for the optimiser.
-    - `crossing`: the first recorded step of the descent with sharpness above the threshold, `None` if
-        never.
-    - `onset`: the first step from the crossing on at which the loss rises, `None` if never.
+    - `edge`: where the sharpness crosses the threshold, where the loss then begins to rise, and the
+        statistics after that, as [`gflow.stability.Edge`][]. `crossing` and `onset` are the first two.
+        Without a threshold they raise `ValueError`, because `None` would read as "never".
     """
 
     flow: Trajectory
@@ -46,33 +46,39 @@ class Comparison(eqx.Module):
     threshold: float | None
 
     @property
-    def crossing(self) -> int | None:
-        """First recorded step with sharpness > threshold."""
+    def edge(self) -> Edge:
+        """Statistics of the descent at the edge of stability; `ValueError` where no threshold is known."""
         if self.threshold is None:
-            return None
-        above = np.flatnonzero(self.descent["sharpness"] > self.threshold)
-        return int(self.step[above[0]]) if len(above) else None
+            raise ValueError(
+                "optimizer has no constant threshold on the sharpness that gflow knows, so that a crossing "
+                "has no meaning; pass one of gflow.stability, such as Polyak(0.1, 0.9), or "
+                "gflow.stability.Custom(optimizer, limit)."
+            )
+        return edge(self.step, self.descent["sharpness"], self.descent.step_loss, self.threshold)
+
+    @property
+    def crossing(self) -> int | None:
+        """First recorded step with sharpness > threshold, `None` if never; raises as `edge` does."""
+        return self.edge.crossing
 
     @property
     def onset(self) -> int | None:
-        """First step k from the crossing on with L(θ_k) > L(θ_{k−1})."""
-        if self.crossing is None or self.descent.step_loss is None:
-            return None
-        first = max(self.crossing, 1)
-        rises = np.flatnonzero(np.diff(self.descent.step_loss)[first - 1 :] > 0)
-        return int(rises[0]) + first if len(rises) else None
+        """First step k from the crossing on with L(θ_k) > L(θ_{k−1}), `None` if never; raises as `edge`."""
+        return self.edge.onset
 
     def __repr__(self) -> str:
         def step(value):
             return "never" if value is None else f"step {value} (t = {value * self.learning_rate:.6g})"
 
-        threshold = "not known" if self.threshold is None else f"{self.threshold:.6g}"
-        lines = [
-            f"Comparison at learning rate {self.learning_rate:.6g}",
-            f"  threshold {threshold}",
-            f"  crossing  {step(self.crossing)}",
-            f"  onset     {step(self.onset)}",
-        ]
+        lines = [f"Comparison at learning rate {self.learning_rate:.6g}"]
+        if self.threshold is None:
+            lines.append("  threshold not known")
+        else:
+            lines += [
+                f"  threshold {self.threshold:.6g}",
+                f"  crossing  {step(self.crossing)}",
+                f"  onset     {step(self.onset)}",
+            ]
         if len(self.distance):
             lines.append(f"  distance  {self.distance[-1]:.4g} of the flow's displacement at the end")
         for name, path in (("flow", self.flow), ("descent", self.descent)):

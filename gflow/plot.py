@@ -55,9 +55,11 @@ def comparison(both: Comparison) -> "Figure":
     sharpness.set_ylim(bottom=0)
     distance.set_ylabel("distance\n" + r"$\|\theta_k-\theta\|\,/\,\|\theta-\theta_0\|$")
     distance.set_xlabel(r"time $t = \eta k$")
+    marks = {}
     if both.threshold is not None:
         sharpness.axhline(both.threshold, label=f"threshold {both.threshold:.4g}", **_LIMIT)
-    for name, step in (("crossing", both.crossing), ("onset", both.onset)):
+        marks = {"crossing": both.crossing, "onset": both.onset}
+    for name, step in marks.items():
         if step is None:
             continue
         for axes in (loss, sharpness, distance):

@@ -53,7 +53,10 @@ def test_another_optimiser_has_no_threshold_here():
     both = gflow.compare(
         *tanh_network(), learning_rate=0.1, t_max=2.0, optimizer=optax.sgd(0.1, momentum=0.9)
     )
-    assert both.threshold is None and both.crossing is None and both.onset is None
+    assert both.threshold is None and "threshold not known" in repr(both)
+    for name in ("edge", "crossing", "onset"):
+        with pytest.raises(ValueError, match="gflow.stability.Custom"):
+            getattr(both, name)
     assert len(both.distance) == 21 and both.distance[-1] > 0.01
 
 

@@ -77,7 +77,14 @@ def test_statistics_of_synthetic_records():
     assert never.crossing is None and never.onset is None and np.isnan(never.mean)
 
 
-def test_a_descent_takes_them_and_a_comparison_knows_their_threshold():
+def test_statistics_before_the_sharpness_is_positive_and_without_losses():
+    seen = stability.edge(np.arange(4), np.array([-1.0, 1.0, np.exp(1), 9.0]), None, 5.0)
+    assert (seen.crossing, seen.onset) == (3, None)
+    slope = np.polyfit([1, 2, 3], [0, 1, np.log(9)], 1)[0]
+    np.testing.assert_allclose(seen.sharpening, slope, rtol=1e-12)
+
+
+def test_a_descent_takes_them():
     network = tanh_network()
     for ours, theirs in (
         (stability.Polyak(0.1, 0.9), optax.sgd(0.1, 0.9)),
@@ -85,6 +92,11 @@ def test_a_descent_takes_them_and_a_comparison_knows_their_threshold():
     ):
         a, b = (gflow.descend(*network, each, 20).step_loss for each in (ours, theirs))
         np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_comparison_knows_their_threshold():
+    network = tanh_network()
     both = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Polyak(0.1, 0.9))
     assert both.threshold == pytest.approx(38) and both.descent.stats["solver"] == "Polyak"
     adam = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Adam(1e-2))

@@ -32,19 +32,19 @@ class Edge(eqx.Module):
 def edge(
     step: Any,
     sharpness: Float[np.ndarray, " records"],
-    step_loss: Float[np.ndarray, " steps"],
+    step_loss: Float[np.ndarray, " steps"] | None,
     threshold: Any,
 ) -> Edge:
     """Statistics from records of the sharpness at the steps `step` and the loss at every step.
 
-    `threshold` is one number or one per record.
+    `threshold` is one number or one per record. Without `step_loss` there is no onset.
     """
     step = np.asarray(step)
     ratio = sharpness / threshold
     above = np.flatnonzero(ratio > 1)
     crossing = int(step[above[0]]) if len(above) else None
     onset, mean, spread, share = None, np.nan, np.nan, np.nan
-    if crossing is not None:
+    if crossing is not None and step_loss is not None:
         rises = np.diff(step_loss) > 0
         later = np.flatnonzero(rises[max(crossing, 1) - 1 :])
         if len(later):
@@ -54,8 +54,10 @@ def edge(
                 window = ratio[step >= onset]
                 mean, spread = float(np.mean(window)), float(np.std(window))
     end = len(step) if crossing is None else int(above[0]) + 1
-    first = int(np.argmin(sharpness[:end])) if end else 0
+    positive = np.flatnonzero(sharpness[:end] > 0)  # it has a logarithm
     slope = np.nan
-    if end - first > 1:
-        slope = float(np.polyfit(step[first:end], np.log(sharpness[first:end]), 1)[0])
+    if len(positive):
+        rising = positive[int(np.argmin(sharpness[positive])) :]
+        if len(rising) > 1:
+            slope = float(np.polyfit(step[rising], np.log(sharpness[rising]), 1)[0])
     return Edge(crossing, onset, mean, spread, share, slope)
