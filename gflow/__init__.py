@@ -1,6 +1,19 @@
 """gflow: exact gradient flow of any Equinox model, beside what gradient descent really does."""
 
-from gflow import bias, curvature, data, flows, losses, observe, optimizers, plot, solvers, stability, stop
+from gflow import (
+    bias,
+    curvature,
+    data,
+    flows,
+    losses,
+    models,
+    observe,
+    optimizers,
+    plot,
+    solvers,
+    stability,
+    stop,
+)
 from gflow._compare import Comparison, compare
 from gflow._descend import descend
 from gflow._integrate import integrate
@@ -23,6 +36,7 @@ __all__ = [
     "integrate",
     "load",
     "losses",
+    "models",
     "observe",
     "optimizers",
     "plot",
