@@ -266,6 +266,7 @@ def test_coordinate_descent_moves_the_steepest_coordinate():
     assert update["b"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer, order",
     [

@@ -84,6 +84,7 @@ def test_statistics_before_the_sharpness_is_positive_and_without_losses():
     np.testing.assert_allclose(seen.sharpening, slope, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_descent_takes_them():
     network = tanh_network()
     for ours, theirs in (

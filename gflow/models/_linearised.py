@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 
 class Linearised(eqx.Module):
-    """f(x; θ₀) + ⟨∇f(x; θ₀), δ⟩, first-order Taylor in the parameters: its flow is that of the tangent kernel.
+    """f(x; θ₀) + ⟨∇f(x; θ₀), δ⟩, of first order in the parameters: its flow is that of the tangent kernel.
 
     Its parameters are the displacement δ = θ − θ₀, at first 0, in the form of θ. The model at θ₀ is kept
     beside it and not trained: pass `trainable=model.trainable` to `integrate` and the other verbs.

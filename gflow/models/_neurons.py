@@ -32,8 +32,9 @@ class Neuron(eqx.Module):
 class TwoLayer(eqx.Module):
     """f(x) = Σⱼ vⱼ φ(wⱼ·x) with φ(z) = max(z, slope·z): ReLU for slope 0, leaky above.
 
-    It is homogeneous of degree 2. There are no biases: give x a coordinate that is 1. At a kink the derivative of φ is that of
-    `jax.numpy.where(z > 0, z, slope * z)`. With only `v` trainable it is a model of random features.
+    It is homogeneous of degree 2. There are no biases: give x a coordinate that is 1. At a kink the
+    derivative of φ is that of `jax.numpy.where(z > 0, z, slope * z)`. With only `v`
+    trainable it is a model of random features.
 
     ??? cite "Reference"
 
