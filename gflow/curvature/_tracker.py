@@ -18,11 +18,16 @@ from gflow.curvature._lanczos import Eigenpairs, lanczos, orthogonalise, warm_st
 # the HVPs of one, since they span the oscillation; four save nothing more.
 _RECORDS = 3
 _DAMPING = 1e-2  # of the fit in parameter space; less amplifies the errors of the eigenvectors
-# A check by Lanczos iterations from a partly random vector is due when three times its HVPs have been
-# spent since the last one, so that checks take a quarter of all.
-_CHECK = 3
+# A check by Lanczos iterations from a partly random vector is due when ten times its HVPs have been
+# spent since the last one, so that checks take an eleventh of all.
+_CHECK = 10
 _CHECK_RTOL = 0.03  # what a check finds is improved afterwards
-_NEAR = 0.1  # a next eigenvalue as near as this, relatively, is looked at in every record
+_NEXT_RTOL = 1e-2  # of the next eigenvalue when there is a check; only looked at otherwise
+# The next eigenvector is looked at in every record where its eigenvalue is as near as this, relatively, and
+# otherwise in every fourth.
+_NEAR = 0.05
+_LOOK = 4
+_FADING = 0.02  # of the k-th eigenvalue: what an eigenvalue outside the space may fall by in a record
 _FRESH = 1e-3  # a proposed vector that adds less than this to the space is left out
 _ROUNDING = 30  # residuals below 30 eps ‖A‖ are rounding of a Hessian-vector product
 
@@ -53,7 +58,8 @@ class _Basis(NamedTuple):
     hvps: Array
     norm: Array
     finite: Array
-    # Ritz pairs of the span, largest first: values, coordinates, and how good the first k are.
+    # Ritz pairs of the span, largest first: values and coordinates. Of the first k + 1: residuals, the
+    # worst of them as a vector, and whether all will do.
     values: Array
     ritz: Array
     residuals: Array
@@ -67,9 +73,10 @@ def start_track(problem: Problem, k: int = 1) -> Track:
     if not 1 <= k <= size:
         raise ValueError(f"k must lie in 1..{size}, the number of parameters, but {k} came.")
     zero, none = jnp.zeros((), dtype), jnp.array(0)
+    shape = (_RECORDS, min(k + 1, size), size)
     return Track(
         points=jnp.zeros((_RECORDS, size), dtype),
-        vectors=jnp.zeros((_RECORDS, min(k + 1, size), size), dtype),
+        vectors=jax.random.normal(jax.random.key(0), shape, dtype),  # to start from
         count=none,
         next_value=zero + jnp.inf,
         outside=zero + jnp.inf,
@@ -98,8 +105,8 @@ def follow(
     and the gap to the eigenvalues outside the space, as far as they are known.
 
     A small residual doesn't say that the eigenvalue is the largest. Hence the (k+1)-th eigenvector is
-    looked at in each record where its eigenvalue comes within 10% of the k-th, and at the first
-    record, and whenever three times its cost has been spent since the last time, a search by Lanczos
+    looked at in every fourth record, and in each where its eigenvalue is within 5% of the k-th. At the first
+    record, and whenever ten times its cost has been spent since the last time, a search by Lanczos
     iterations from a partly random vector looks for others, as in
     [`gflow.curvature.top_eigenpairs`][].
 
@@ -107,8 +114,7 @@ def follow(
 
     - `problem`, `params`: the loss surface and where on it.
     - `track`: of the records before, for the same k; [`gflow.curvature.start_track`][] for the first.
-    - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-6 in float64
-        and 1e-5 in float32.
+    - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-5.
     - `max_hvps`: the most Hessian-vector products to spend; by default 1000 + 100 k.
 
     **Returns:** [`gflow.curvature.Eigenpairs`][], with vectors like the parameters and the HVPs of this
@@ -119,7 +125,7 @@ def follow(
     """
     theta, unravel = ravel_pytree(params)
     dtype = theta.dtype
-    rtol = (1e-6 if dtype.itemsize == 8 else 1e-5) if rtol is None else rtol
+    rtol = 1e-5 if rtol is None else rtol
     max_hvps = 1000 + 100 * k if max_hvps is None else max_hvps
 
     def matvec(v):
@@ -146,24 +152,25 @@ def _follow(
         return pairs.vectors, pairs.hvps
 
     due = (track.count == 0) | (track.spent >= _CHECK * track.check_cost)
+    look = track.near | (track.count % _LOOK == 0)
     others, cost = lax.cond(due, search, lambda: (jnp.zeros((k, size), theta.dtype), jnp.array(0)))
     proposed = jnp.concatenate([predicted, jnp.where(jnp.isfinite(others), others, 0)])
     s = _rayleigh_ritz(
         matvec,
         proposed,
-        jnp.where(due, block + k, jnp.where(track.near, block, k)),
+        jnp.where(due, block + k, jnp.where(look, block, k)),
         jnp.where(due, block + k, block),
         track,
         k,
         rtol,
+        jnp.where(due, _NEXT_RTOL, jnp.inf),
         jnp.maximum(max_hvps - cost, k),
-        jax.random.fold_in(key, 1),
     )
     known = s.finite & (jnp.arange(k) < s.n)
     pairs = Eigenpairs(
         values=jnp.where(known, s.values[:k], jnp.nan),
         vectors=s.ritz[:, :k].T @ s.q,
-        residuals=jnp.where(known, s.residuals, jnp.nan),
+        residuals=jnp.where(known, s.residuals[:k], jnp.nan),
         hvps=s.hvps + cost,
         converged=s.good & s.finite,
     )
@@ -196,8 +203,8 @@ def _rayleigh_ritz(
     track: Track,
     k: int,
     rtol: Array,
+    next_rtol: Array,
     max_hvps: Array,
-    key: Array,
 ) -> _Basis:
     """Ritz pairs in the span of `least` to `most` of the proposed vectors and then of residuals."""
     size, dtype, block = proposed.shape[1], proposed.dtype, track.vectors.shape[1]
@@ -208,8 +215,6 @@ def _rayleigh_ritz(
         s = lax.cond((s.n == m) & (m < size), compress, lambda s: s, s)
         offered = s.used < most
         w = jnp.where(offered, proposed[jnp.minimum(s.used, len(proposed) - 1)], s.direction)
-        random = jax.random.normal(jax.random.fold_in(key, s.used), (size,), dtype)
-        w = jnp.where(~offered & (_tree.norm(w) == 0), random, w)
         length = _tree.norm(w)
         w, _ = orthogonalise(w / jnp.where(length > 0, length, 1), s.q)
         length = _tree.norm(w)
@@ -242,15 +247,17 @@ def _rayleigh_ritz(
         pad = jnp.where(live, 0, -2 * jnp.where(bound > 0, bound, 1))  # unused columns come last
         values, ritz = jnp.linalg.eigh(s.T + jnp.diag(pad.astype(dtype)), symmetrize_input=False)
         values, ritz = values[::-1], ritz[:, ::-1]
-        y = ritz[:, :k].T
-        rest = y @ s.a - values[:k, None] * (y @ s.q)
+        y = ritz[:, :block].T
+        rest = y @ s.a - values[:block, None] * (y @ s.q)
         r = jax.vmap(_tree.norm)(rest)
         outside = jnp.where(s.n >= block, track.outside, track.next_value)
         if block < m:
-            outside = jnp.where(s.n > block, values[block], outside)
-        gap = values[:k] - outside
+            # Ritz values of few vectors may be far too low, which would feign a gap
+            remembered = jnp.where(jnp.isfinite(track.outside), track.outside, -jnp.inf)
+            outside = jnp.where(s.n > block, jnp.maximum(values[block], remembered), outside)
+        gap = values[:block] - outside
         error = jnp.where(gap > r, r**2 / jnp.where(gap > r, gap, 1), r)
-        tol = rtol * jnp.abs(values[:k])
+        tol = jnp.where(index[:block] < k, rtol, next_rtol) * jnp.abs(values[:block])
         good = (error <= tol) | (r <= rounding * s.norm) | (s.n == size)
         worst = jnp.argmax(jnp.where(good, -1, error))
         return s._replace(
@@ -264,8 +271,8 @@ def _rayleigh_ritz(
         return s._replace(q=rows @ s.q, a=rows @ s.a, T=T, n=jnp.asarray(m // 2, s.n.dtype))
 
     def going_on(s: _Basis):
-        # the first record has no next vector to start from, but is to leave one
-        complete = (s.n == size) | (s.good & (s.used >= least) & (s.n >= jnp.where(track.count == 0, block, k)))
+        complete = (s.n == size) | (s.good & (s.used >= least))
+        # no more looks than this: proposed vectors may take none of the budget
         return ~complete & s.finite & (s.hvps < max_hvps) & (s.used < max_hvps + len(proposed))
 
     none, zeros = jnp.array(0), jnp.zeros((m, size), dtype)
@@ -283,7 +290,7 @@ def _rayleigh_ritz(
             finite=jnp.array(True),
             values=jnp.zeros(m, dtype),
             ritz=jnp.eye(m, dtype=dtype),
-            residuals=jnp.zeros(k, dtype),
+            residuals=jnp.zeros(block, dtype),
             direction=jnp.zeros(size, dtype),
             good=jnp.array(False),
         ),
@@ -295,17 +302,20 @@ def _renew(
 ) -> Track:
     """The track with this record in it; unchanged if something was not finite."""
     k, block = len(pairs.values), len(predicted)
+    last = s.values[k - 1]
     vectors, next_value, outside = pairs.vectors, track.next_value, track.outside
     if k < block:  # the next vector was looked at, or is carried on as predicted
         carried, _ = orthogonalise(predicted[k], vectors)
         length = _tree.norm(carried)
         carried = carried / jnp.where(length > 0, length, 1)
         looked = s.n >= block
-        vectors = jnp.concatenate([vectors, jnp.where(looked, s.ritz[:, k] @ s.q, carried)[None]])
+        # a step of power iteration, which costs nothing here, makes it better for the next record
+        basis = jnp.where(s.values[k] > 0, s.a / jnp.where(s.norm > 0, s.norm, 1), s.q)
+        vectors = jnp.concatenate([vectors, jnp.where(looked, s.ritz[:, k] @ basis, carried)[None]])
         next_value = jnp.where(looked, s.values[k], next_value)
     if block < len(s.values):
-        outside = jnp.where(s.n > block, s.values[block], outside)
-    last = s.values[k - 1]
+        faded = jnp.where(jnp.isfinite(outside), outside, -jnp.inf) - _FADING * jnp.abs(last)
+        outside = jnp.where(s.n > block, jnp.maximum(s.values[block], faded), outside)
     new = Track(
         points=jnp.concatenate([theta[None], track.points[:-1]]),
         vectors=jnp.concatenate([vectors[None], track.vectors[:-1]]),
