@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from gflow._descent_path import DescentPath
+from gflow._ensemble import EnsembleRun, split
 from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
@@ -34,6 +35,7 @@ def descend(
     replace: bool = False,
     save_every: int | None = None,
     save_models: bool = False,
+    ensemble: bool = False,
     observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
     stop: AbstractStop | Sequence[AbstractStop] = (),
     chunk_size: int | None = None,
@@ -61,6 +63,8 @@ def descend(
     - `save_every`: record every so many steps, and after the last one; by default about a hundred
         times.
     - `save_models`, `observe`, `stop`, `progress`, `checkpoint`, `throw`: as for [`gflow.integrate`][].
+    - `ensemble`: whether `model` holds many members at once, along a leading axis of every trainable leaf, as
+        for [`gflow.integrate`][]. All of them see the same mini-batches.
     - `key`: a JAX random key for the mini-batches.
 
     **Returns:** a [`gflow.Trajectory`][], which also has `step_loss`, the loss at every step.
@@ -69,7 +73,10 @@ def descend(
     trajectory) if the run fails: "diverged" or "nonfinite". Ctrl-C returns the partial trajectory with
     status "interrupted".
     """
-    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    if ensemble:
+        problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    else:
+        problem, members = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size), None
     run = descent_run(
         problem,
         optimizer,
@@ -85,7 +92,7 @@ def descend(
         checkpoint=checkpoint,
         key=key,
     )
-    return run.complete().trajectory(throw)
+    return (run if members is None else EnsembleRun(run, members)).complete().trajectory(throw)
 
 
 def descent_run(
