@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from gflow import _tree
 from gflow._host import Stopwatch, adapted, message_of, progress_bar
@@ -47,9 +47,7 @@ def split(
     first = jtu.tree_map(lambda leaf: leaf[0], stacked)
     selected = jtu.tree_map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
     try:
-        problem = Problem(
-            eqx.combine(*first, frozen), data, loss, trainable=selected, chunk_size=chunk_size
-        )
+        problem = Problem(eqx.combine(*first, frozen), data, loss, trainable=selected, chunk_size=chunk_size)
     except ValueError as error:
         raise ValueError(
             f"{error} (This is the first of {members} members: with ensemble=True the leading axis of every "
@@ -180,14 +178,14 @@ class EnsembleRun:
             if self._state is None:
                 raise
             here = np.asarray(self._where.position, np.float64)
-            for i in np.flatnonzero(np.isinf(self.ends)):
+            for i in _indices(self._under_way):
                 reason = f"the run was interrupted from the keyboard at t = {self.run.time(here[i]):.6g}"
                 self._end(i, here[i], "interrupted", reason)
             self._record(np.inf)
         except RuntimeError as error:  # raised by the model or the solver inside compiled code
             if self._state is None:
                 raise
-            for i in np.flatnonzero(np.isinf(self.ends)):
+            for i in _indices(self._under_way):
                 here = self._where.position[i]
                 reason = f"an evaluation failed after t = {self.run.time(here):.6g}: {message_of(error)}"
                 self._end(i, here, "error", reason)
@@ -213,7 +211,7 @@ class EnsembleRun:
                 self._record(target)
                 if np.all(self._closed):
                     return
-            for i in np.flatnonzero(np.isinf(self.ends)):
+            for i in _indices(self._under_way):
                 self.statuses[i] = "success"
                 self.reasons[i] = f"the horizon t = {run.time(run.end):.6g} was reached"
 
@@ -222,13 +220,13 @@ class EnsembleRun:
         before = None
         while True:
             position, steps, code = self._where
-            for i in np.flatnonzero((code != RUNNING) & np.isinf(self.ends)):
+            for i in _indices((code != RUNNING) & self._under_way):
                 self._finish(i, int(code[i]))
-            behind = (position < target) & np.isinf(self.ends)
-            for i in np.flatnonzero(behind & (steps >= self.run.max_steps)):
+            behind = (position < target) & self._under_way
+            for i in _indices(behind & (steps >= self.run.max_steps)):
                 self._finish(i, None)
-            behind &= np.isinf(self.ends)
-            self._show(bar, np.min(position, where=behind, initial=target))
+            behind &= self._under_way
+            self._show(bar, float(np.min(position, where=behind, initial=target)))
             if not np.any(behind):
                 return
             if before is not None and np.array_equal(steps, before):
@@ -241,6 +239,10 @@ class EnsembleRun:
             self._state = self._moves.get()
             self._keep_step_losses()
             self._budget = adapted(self._budget, perf_counter() - began)
+
+    @property
+    def _under_way(self) -> Bool[np.ndarray, " members"]:
+        return np.isinf(self.ends)
 
     def _finish(self, i: int, code: int | None) -> None:
         """Ends member `i`, and says where and why."""
@@ -266,7 +268,7 @@ class EnsembleRun:
         )
         self._gradients[is_open] += gradients
         good = is_open & np.asarray(finite)
-        for i in np.flatnonzero(is_open & ~good & np.isinf(self.ends)):
+        for i in _indices(is_open & ~good & self._under_way):
             self._finish(i, NONFINITE)
         values, hvps, trusted = {}, 0, {}
         if run.observables:
@@ -385,6 +387,11 @@ class _Row(NamedTuple):
     hvps: Any
     trusted: dict[str, Any]
     params: PyTree
+
+
+def _indices(mask: np.ndarray) -> list[int]:
+    """Where the mask is true."""
+    return np.flatnonzero(mask).tolist()
 
 
 def _where(mask: np.ndarray, values: Any) -> np.ndarray:

@@ -6,13 +6,15 @@ from typing import Any
 import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from gflow._checkpoint import program
 from gflow._problem import Problem
 
 
-def check_start(problem: Problem, evaluate: Callable[[], tuple[Array, Array]]) -> np.ndarray:
+def check_start(
+    problem: Problem, evaluate: Callable[[], tuple[Array, Array]]
+) -> Float[np.ndarray, "*members"]:
     """The loss at the start; refuses a problem that is not finite there or not deterministic.
 
     `evaluate()` gives loss and gradient norm there, evaluated anew at each call; of an ensemble as arrays
@@ -37,7 +39,7 @@ def check_start(problem: Problem, evaluate: Callable[[], tuple[Array, Array]]) -
             f"parameters differ ({first[0].flat[worst]:.9g} and {second[0].flat[worst]:.9g}, or in their random "
             "constants); switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
         )
-    return first[0]
+    return first[0, ...]
 
 
 def _traces_alike(problem: Problem) -> bool:
