@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from gflow._descent_path import DescentPath
+from gflow._descent_path import BUFFER, BUFFER_OF_MANY, DescentPath
 from gflow._ensemble import EnsembleRun, split
 from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
@@ -91,6 +91,7 @@ def descend(
         progress=progress,
         checkpoint=checkpoint,
         key=key,
+        buffer=BUFFER if members is None else BUFFER_OF_MANY,
     )
     return (run if members is None else EnsembleRun(run, members)).complete().trajectory(throw)
 
@@ -110,6 +111,7 @@ def descent_run(
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
     key: Key[Array, ""] | None = None,
+    buffer: int = BUFFER,
 ) -> Run:
     """The arguments of `descend`, checked, as a run that has not begun."""
     dtype = problem.dtype
@@ -151,6 +153,7 @@ def descent_run(
         replace=bool(replace),
         check_every=jnp.asarray(1 if minibatch is None else save_every),
         key=jax.random.key(0) if key is None else key,
+        buffer=buffer,
     )
     positions = np.append(np.arange(0, steps, save_every), steps)
     return Run(

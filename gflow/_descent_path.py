@@ -21,8 +21,9 @@ from gflow._stepper import (
 )
 from gflow._watch import Watch
 
-# Losses of so many steps leave the compiled loop at once.
-_BUFFER = 4096
+# Losses of so many steps leave the compiled loop at once; of an ensemble fewer, because a loop over
+# many members moves the whole buffer at every step.
+BUFFER, BUFFER_OF_MANY = 4096, 64
 # A loss this many times its start (and 1) is called divergence before it overflows.
 _RUNAWAY = 1e6
 
@@ -56,6 +57,7 @@ class DescentPath(AbstractPath):
     replace: bool = eqx.field(static=True)
     check_every: Int[Array, ""]
     key: Key[Array, ""]
+    buffer: int = eqx.field(static=True, default=BUFFER)
 
     @eqx.filter_jit
     def start(self):
@@ -74,7 +76,7 @@ class DescentPath(AbstractPath):
             gradient_norm=_tree.norm(gradient),
             order=order,
             scale=loss,
-            losses=jnp.zeros(_BUFFER, loss.dtype).at[0].set(loss),
+            losses=jnp.zeros(self.buffer, loss.dtype).at[0].set(loss),
             filled=jnp.array(1),
             code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
             sides=sides,
@@ -85,7 +87,7 @@ class DescentPath(AbstractPath):
 
     def advance(self, state, until, budget):
         """Steps in one compiled loop."""
-        limit = state.step + jnp.minimum(budget, _BUFFER)
+        limit = state.step + jnp.minimum(budget, self.buffer)
         state = eqx.tree_at(lambda s: s.filled, state, jnp.zeros_like(state.filled))
         dynamic, static = eqx.partition(state, eqx.is_array)
 

@@ -1,4 +1,4 @@
-"""Many members at once: the compiled pieces of a path under `vmap`, driven with one set of books per member."""
+"""Many members at once: the compiled pieces of a path under `vmap`, and a record of each member's run."""
 
 import warnings
 from collections.abc import Callable

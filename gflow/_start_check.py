@@ -34,10 +34,11 @@ def check_start(
     same = np.allclose(first, second, rtol=1e-3, atol=1e-6 * (1 + abs(first[0])))  # GPUs sum in any order
     if not same or not _traces_alike(problem):
         worst = np.argmax(np.abs(first - second)[0])
+        values = [f"{found[0].flat[worst]:.9g}" for found in (first, second)]
         raise ValueError(
             "model must be deterministic, but two evaluations of its loss and gradient at the same "
-            f"parameters differ ({first[0].flat[worst]:.9g} and {second[0].flat[worst]:.9g}, or in their random "
-            "constants); switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
+            f"parameters differ ({' and '.join(values)}, or in their random constants); "
+            "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
         )
     return first[0, ...]
 

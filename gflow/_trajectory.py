@@ -44,11 +44,11 @@ class Trajectory(eqx.Module):
         (wall time of the call) and `compile_seconds` (the part of it spent on tracing and compiling).
         `gradients` is `None` where a solver doesn't tell how many it used.
 
-    **Of an ensemble** (`ensemble=True`) everything that differs between members has a leading axis: records
-    have shape (members, records, ...), NaN where a member had ended before that time, `model` is stacked as it
-    came, `models` has shapes (members, records, ...), `step_loss` (members, steps), and the counts in `stats`
-    are lists of what each member needed. `t` is shared. `status` is "success" or "stopped" if all members
-    succeeded or some were stopped, and otherwise that of the first member that failed.
+    **Of an ensemble** (`ensemble=True`) all that differs between members has a leading axis: records have
+    shape (members, records, ...), NaN at times that a member had ended before; `model` has the axis as it
+    came, `models` has shapes (members, records, ...), `step_loss` (members, steps), and the counts in
+    `stats` are lists of what each member needed. `t` is shared. `status` is "success" if all members reached
+    the horizon, "stopped" if some were stopped, and otherwise that of the first member that failed.
 
     - `statuses`, `reasons`: status and reason of each member; `None` for a single run.
     - `end`: dictionary of the records at the end of each member, wherever that was, shapes (members, ...);
