@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from gflow._descent_path import DescentPath
+from gflow._descent_path import BUFFER, BUFFER_OF_MANY, DescentPath
+from gflow._ensemble import EnsembleRun, split
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
@@ -35,6 +36,7 @@ def descend(
     replace: bool = False,
     save_every: int | None = None,
     save_models: bool = False,
+    ensemble: bool = False,
     observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
     stop: AbstractStop | Sequence[AbstractStop] = (),
     chunk_size: int | None = None,
@@ -63,6 +65,8 @@ def descend(
     - `save_every`: record every so many steps, and after the last one; by default about a hundred
         times.
     - `save_models`, `observe`, `stop`, `progress`, `checkpoint`, `throw`: as for [`gflow.integrate`][].
+    - `ensemble`: whether `model` holds many members at once, along a leading axis of every trainable leaf, as
+        for [`gflow.integrate`][]. All of them see the same mini-batches.
     - `key`: a JAX random key for the mini-batches.
 
     **Returns:** a [`gflow.Trajectory`][], which also has `step_loss`, the loss at every step.
@@ -71,7 +75,10 @@ def descend(
     trajectory) if the run fails: "diverged" or "nonfinite". Ctrl-C returns the partial trajectory with
     status "interrupted".
     """
-    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    if ensemble:
+        problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    else:
+        problem, members = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size), None
     run = descent_run(
         problem,
         optimizer,
@@ -86,8 +93,9 @@ def descend(
         progress=progress,
         checkpoint=checkpoint,
         key=key,
+        buffer=BUFFER if members is None else BUFFER_OF_MANY,
     )
-    return run.complete().trajectory(throw)
+    return (run if members is None else EnsembleRun(run, members)).complete().trajectory(throw)
 
 
 def descent_run(
@@ -105,6 +113,7 @@ def descent_run(
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
     key: Key[Array, ""] | None = None,
+    buffer: int = BUFFER,
 ) -> Run:
     """The arguments of `descend`, checked, as a run that has not begun."""
     dtype = problem.dtype
@@ -148,6 +157,7 @@ def descent_run(
         replace=bool(replace),
         check_every=jnp.asarray(1 if minibatch is None else save_every),
         key=jax.random.key(0) if key is None else key,
+        buffer=buffer,
     )
     positions = np.append(np.arange(0, steps, save_every), steps)
     return Run(

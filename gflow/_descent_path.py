@@ -22,8 +22,9 @@ from gflow._stepper import (
 from gflow._watch import Watch
 from gflow.stability import AbstractOptimizer
 
-# Losses of so many steps leave the compiled loop at once.
-_BUFFER = 4096
+# Losses of so many steps leave the compiled loop at once; of an ensemble fewer, because a loop over
+# many members moves the whole buffer at every step.
+BUFFER, BUFFER_OF_MANY = 4096, 64
 # A loss this many times its start (and 1) is called divergence before it overflows.
 _RUNAWAY = 1e6
 
@@ -57,6 +58,7 @@ class DescentPath(AbstractPath):
     replace: bool = eqx.field(static=True)
     check_every: Int[Array, ""]
     key: Key[Array, ""]
+    buffer: int = eqx.field(static=True, default=BUFFER)
 
     @eqx.filter_jit
     def start(self):
@@ -75,7 +77,7 @@ class DescentPath(AbstractPath):
             gradient_norm=_tree.norm(gradient),
             order=order,
             scale=loss,
-            losses=jnp.zeros(_BUFFER, loss.dtype).at[0].set(loss),
+            losses=jnp.zeros(self.buffer, loss.dtype).at[0].set(loss),
             filled=jnp.array(1),
             code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
             sides=sides,
@@ -86,7 +88,7 @@ class DescentPath(AbstractPath):
 
     def advance(self, state, until, budget):
         """Steps in one compiled loop."""
-        limit = state.step + jnp.minimum(budget, _BUFFER)
+        limit = state.step + jnp.minimum(budget, self.buffer)
         state = eqx.tree_at(lambda s: s.filled, state, jnp.zeros_like(state.filled))
         dynamic, static = eqx.partition(state, eqx.is_array)
 
@@ -221,7 +223,7 @@ class DescentPath(AbstractPath):
 
     def step_losses(self, state):
         """One loss per step, starting with step 0."""
-        return np.asarray(state.losses)[: int(state.filled)]
+        return state.losses, state.filled
 
     def doubts(self, losses):
         """A descent that ends above its start."""

@@ -214,7 +214,7 @@ class FlowPath(AbstractPath):
 
     def record(self, state, position):
         """From the solver's dense output within the last step: one gradient."""
-        return *self._record(state, np.asarray(position)), 1
+        return *self._record(state, position), 1
 
     @eqx.filter_jit
     def _record(self, state, position):

@@ -13,6 +13,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
+from gflow._ensemble import EnsembleRun, split
 from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
@@ -45,6 +46,7 @@ def integrate(
     dt0: Real | None = None,
     save_at: int | Sequence[float] | Array | np.ndarray = 101,
     save_models: bool = False,
+    ensemble: bool = False,
     observe: Sequence[AbstractObservable] | Mapping[str, Callable | AbstractObservable] = (),
     stop: AbstractStop | Sequence[AbstractStop] = (),
     chunk_size: int | None = None,
@@ -76,6 +78,7 @@ def integrate(
     - `save_at`: how many evenly spaced times to record, both ends included, or an increasing array of
         times. The steps are the same whatever is recorded.
     - `save_models`: whether to keep the model at every record.
+    - `ensemble`: whether `model` holds many members at once, see below.
     - `observe`: what to record besides loss and gradient norm: a sequence of [`gflow.observe`][] objects,
         or a dictionary from names to functions `(model, data) -> array`.
     - `stop`: one or several conditions of [`gflow.stop`][] that end the run early.
@@ -86,12 +89,23 @@ def integrate(
     - `throw`: whether to raise when the run fails; otherwise the partial trajectory is returned, with its
         `status` saying why.
 
+    **Ensembles:** with `ensemble=True` every trainable leaf has a leading axis of members, as
+    `eqx.filter_vmap` of a constructor over keys gives it. All members are integrated in one compiled loop,
+    each with step size, stop and status of its own, and each as if it were alone up to rounding. Data are
+    shared, and so are arrays of the model that aren't trainable, unless all of these have the member axis
+    as well. Records have the member axis first ([`gflow.Trajectory`][]). A member that stops early or fails
+    leaves the others as they are; with `throw` the error comes when all have ended. The members advance
+    together from one record to the next, so that each waits for the slowest. `checkpoint` can't be used.
+
     **Returns:** a [`gflow.Trajectory`][].
 
     **Raises:** `ValueError` for arguments that make no sense, [`gflow.FlowError`][] (carrying the partial
     trajectory) if the run fails. Ctrl-C returns the partial trajectory with status "interrupted".
     """
-    problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    if ensemble:
+        problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
+    else:
+        problem, members = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size), None
     run = flow_run(
         problem,
         t_max,
@@ -109,7 +123,7 @@ def integrate(
         progress=progress,
         checkpoint=checkpoint,
     )
-    return run.complete().trajectory(throw)
+    return (run if members is None else EnsembleRun(run, members)).complete().trajectory(throw)
 
 
 def flow_run(

@@ -62,7 +62,7 @@ class Problem(eqx.Module):
                 f"model must be callable on one example, but {type(model).__name__} is not; pass an "
                 "equinox.Module, or a loss of your own that knows how to evaluate it."
             )
-        self.params, self._frozen = _partition(model, trainable)
+        self.params, self._frozen = partition(model, trainable)
         self.data = _as_arrays(data, self.dtype)
         self.chunk_size = _check_chunk_size(chunk_size)
         if loss is None or isinstance(loss, losses.AbstractLoss | losses.Log):
@@ -175,7 +175,8 @@ class Problem(eqx.Module):
             )
 
 
-def _partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
+def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
+    """The parameters, checked, and the rest of the model."""
     if trainable is None:
         params, frozen = eqx.partition(model, eqx.is_inexact_array)
     else:

@@ -6,33 +6,41 @@ from typing import Any
 import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from gflow._checkpoint import program
 from gflow._problem import Problem
 
 
-def check_start(problem: Problem, evaluate: Callable[[], tuple[Array, Array]]) -> float:
+def check_start(
+    problem: Problem, evaluate: Callable[[], tuple[Array, Array]]
+) -> Float[np.ndarray, "*members"]:
     """The loss at the start; refuses a problem that is not finite there or not deterministic.
 
-    `evaluate()` gives loss and gradient norm there, evaluated anew at each call.
+    `evaluate()` gives loss and gradient norm there, evaluated anew at each call; of an ensemble as arrays
+    with one entry per member, and `problem` is that of one of them.
     """
-    first, second = (tuple(map(float, evaluate())) for _ in range(2))
-    if not np.all(np.isfinite(first)):
-        what = "loss" if not np.isfinite(first[0]) else "gradient of the loss"
+    first, second = (np.stack([np.asarray(part, np.float64) for part in evaluate()]) for _ in range(2))
+    unusable = np.argwhere(~np.isfinite(first).all(axis=0))
+    if len(unusable):
+        loss, gradient_norm = first[(slice(None), *unusable[0])]
+        what = "gradient of the loss" if np.isfinite(loss) else "loss"
+        member = "".join(f" of member {i}" for i in unusable[0])
         raise ValueError(
-            f"loss must be finite and differentiable where the run starts, but the {what} is "
-            f"{first[0] if what == 'loss' else first[1]} there although parameters and data are finite; "
+            f"loss must be finite and differentiable where the run starts, but the {what}{member} is "
+            f"{gradient_norm if np.isfinite(loss) else loss} there although parameters and data are finite; "
             "look for log, sqrt or a division at 0 in model and loss, or scale the initialisation."
         )
     same = np.allclose(first, second, rtol=1e-3, atol=1e-6 * (1 + abs(first[0])))  # GPUs sum in any order
     if not same or not _traces_alike(problem):
+        worst = np.argmax(np.abs(first - second)[0])
+        values = [f"{found[0].flat[worst]:.9g}" for found in (first, second)]
         raise ValueError(
             "model must be deterministic, but two evaluations of its loss and gradient at the same "
-            f"parameters differ ({first[0]:.9g} and {second[0]:.9g}, or in their random constants); "
+            f"parameters differ ({' and '.join(values)}, or in their random constants); "
             "switch dropout off with equinox.nn.inference_mode, and draw no random numbers in it."
         )
-    return first[0]
+    return first[0, ...]
 
 
 def _traces_alike(problem: Problem) -> bool:

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
-from tqdm.auto import tqdm
 
 from gflow import _tree
 from gflow._checkpoint import Checkpoint, program
+from gflow._host import Stopwatch, adapted, message_of, progress_bar
 from gflow._problem import Problem
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
@@ -67,7 +67,7 @@ class AbstractPath(eqx.Module):
         """Loss and gradient norm at the start, evaluated anew at each call."""
 
     @abc.abstractmethod
-    def record(self, state: PyTree, position: float | int) -> tuple[PyTree[Array], Array, Array, int]:
+    def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], Array, Array, int]:
         """θ, loss and gradient norm at `position`, which lies within the last step.
 
         And the number of gradients that this took.
@@ -93,8 +93,11 @@ class AbstractPath(eqx.Module):
         """What the progress bar shows of `state`."""
 
     @abc.abstractmethod
-    def step_losses(self, state: PyTree) -> np.ndarray | None:
-        """The loss at each step that `start` or the last `advance` made, if the path keeps it."""
+    def step_losses(self, state: PyTree) -> tuple[Array, Array] | None:
+        """The loss at each step that `start` or the last `advance` made, if the path keeps it.
+
+        In a buffer, and how many there are.
+        """
 
     @abc.abstractmethod
     def doubts(self, losses: np.ndarray) -> list[str]:
@@ -109,12 +112,14 @@ def loss_and_gradient_norm(problem: Problem, params: PyTree) -> tuple[Array, Arr
 
 
 @eqx.filter_jit
-def _init_observables(observables, problem, params):
+def init_observables(observables, problem, params):
+    """The observables' states before the first record."""
     return tuple(item.init(problem, params) for item in observables)
 
 
 @eqx.filter_jit
-def _read_observables(observables, problem, params, states):
+def read_observables(observables, problem, params, states):
+    """Named values, states for the next record, HVPs spent, and whether each is to be trusted."""
     readings = [item.read(problem, params, state) for item, state in zip(observables, states, strict=True)]
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
@@ -154,6 +159,7 @@ class Run:
         self.save_models = save_models
         self.max_steps = max_steps
         self.progress = progress
+        self.checkpoint = checkpoint
         self.t: list[float] = []
         self.records: dict[str, list[Any]] = {}
         self.saved: list[PyTree] = []
@@ -164,10 +170,9 @@ class Run:
         self._done = 0  # positions recorded
         self._located: tuple[float | int, int] | None = None
         self._step_losses: list[np.ndarray] = []
-        self._checkpoint_path = checkpoint
         self._checkpoint: Checkpoint | None = None
         self._budget = 64
-        self._clock = _Clock()
+        self._clock = Stopwatch()
 
     def __iter__(self) -> Iterator[PyTree[Array]]:
         """Yields the parameters at each record position; stops early if the run does."""
@@ -185,7 +190,7 @@ class Run:
                 if self._state is None:
                     raise
                 here = self.time(self._position())
-                self._end("error", f"an evaluation failed after t = {here:.6g}: {_line(error)}")
+                self._end("error", f"an evaluation failed after t = {here:.6g}: {message_of(error)}")
                 return
             yield params
 
@@ -209,13 +214,13 @@ class Run:
         self._end("interrupted", f"the run was interrupted from the keyboard at t = {self.time(here):.6g}")
 
     def _drive(self) -> Iterator[PyTree[Array]]:
-        with self._bar() as bar:
+        with progress_bar(self.time(self.end), self.progress) as bar:
             path = self.path
             state = path.start()
-            self._initial_loss = check_start(path.problem, lambda: path.evaluate(state))
+            self._initial_loss = float(check_start(path.problem, lambda: path.evaluate(state)))
             self._gradients += 2
             self._last = path.problem.params
-            self._observed = _init_observables(self.observables, path.problem, self._last)
+            self._observed = init_observables(self.observables, path.problem, self._last)
             self._state = state
             self._keep_step_losses()
             self._restore()
@@ -264,21 +269,13 @@ class Run:
             self._keep_step_losses()
             if self._checkpoint is not None and self._checkpoint.is_due():
                 self._save()
-            elapsed = perf_counter() - began
-            if elapsed < 0.1:
-                self._budget = min(2 * self._budget, 2**20)
-            elif elapsed > 0.5:
-                self._budget = max(self._budget // 2, 1)
+            self._budget = adapted(self._budget, perf_counter() - began)
 
     def _finish_early(self, code: int | None) -> Iterator[PyTree[Array]]:
         """Records where the path ends before its horizon, and says why it does."""
         if code == STOPPED:
             here, which = self._locate()
-            stop = self.path.watch.stops[which]
-            level = float(self.path.watch.levels[which])
-            name = type(stop).__name__
-            reason = f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({name})"
-            self._end("stopped", reason)
+            self._end("stopped", self.stopped_at(here, which))
         else:
             here = self._position()
             self._end(*self.path.explain(self._state, code, self._initial_loss))
@@ -288,6 +285,11 @@ class Run:
             yield self._last
         else:
             self._last = self._state.params  # the last finite parameters, even if their loss is not
+
+    def stopped_at(self, here: float | int, which: int) -> str:
+        """The reason of a run that the stop condition number `which` ended."""
+        stop, level = self.path.watch.stops[which], float(self.path.watch.levels[which])
+        return f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({type(stop).__name__})"
 
     def _end(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -308,13 +310,14 @@ class Run:
         return self._located
 
     def _keep_step_losses(self) -> None:
-        losses = self.path.step_losses(self._state)
-        if losses is not None:
-            self._step_losses.append(losses)
+        kept = self.path.step_losses(self._state)
+        if kept is not None:
+            losses, count = kept
+            self._step_losses.append(np.asarray(losses)[: int(count)])
 
     def _record(self, position: float | int, t: float | None) -> bool:
         """Measures at `position`; records it at time `t`, if that is given and all is finite there."""
-        params, loss, gradient_norm, gradients = self.path.record(self._state, position)
+        params, loss, gradient_norm, gradients = self.path.record(self._state, np.asarray(position))
         self._gradients += gradients
         if not np.all(np.isfinite(jax.device_get((loss, gradient_norm)))):
             return False
@@ -323,7 +326,7 @@ class Run:
             return True
         values, hvps, trusted = {}, 0, {}
         if self.observables:
-            values, self._observed, hvps, trusted = _read_observables(
+            values, self._observed, hvps, trusted = read_observables(
                 self.observables, self.path.problem, params, self._observed
             )
         self.t.append(t)
@@ -358,15 +361,15 @@ class Run:
 
     def _restore(self) -> None:
         """Goes on from the checkpoint, if there is one."""
-        if self._checkpoint_path is None:
+        if self.checkpoint is None:
             return
         path, state = self.path, self._state
         programs = [program(type(path).advance, path, state, np.asarray(self.end), np.asarray(1))]
         if self.observables:
             arguments = (self.observables, path.problem, self._last, self._observed)
-            programs.append(program(_read_observables, *arguments))
+            programs.append(program(read_observables, *arguments))
         numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
-        self._checkpoint = Checkpoint(self._checkpoint_path, numbers, programs)
+        self._checkpoint = Checkpoint(self.checkpoint, numbers, programs)
         now = (state, self._last, self._observed)
         found = self._checkpoint.read({"now": now}, rows=("step_losses", "records", "saved"))
         if found is None:
@@ -395,7 +398,10 @@ class Run:
         stats["hvps"] += hvps
         stats |= {"record_gradients": self._gradients, "record_hvps": hvps}
         stats |= {"seconds": self._clock.seconds, "compile_seconds": self._clock.compile_seconds}
-        found = self._doubts(records)
+        losses = None
+        if self.status in ("success", "stopped"):
+            losses = np.append(records["loss"], jax.device_get(self._final_loss))
+        found = doubts(path, self.t, records, losses, self._doubtful)
         result = Trajectory(
             t=np.asarray(self.t, dtype=np.float64),
             records=records,
@@ -413,32 +419,6 @@ class Run:
             raise FlowError(result)
         return result
 
-    def _doubts(self, records: Mapping[str, np.ndarray]) -> list[str]:
-        """What may make the result untrustworthy, one sentence each."""
-        found = []
-        if self.status in ("success", "stopped"):
-            losses = np.append(records["loss"], jax.device_get(self._final_loss))
-            found += self.path.doubts(losses)
-        for name, count in self._doubtful.items():
-            if count:
-                found.append(
-                    f"{name} did not reach its accuracy in {int(count)} of {len(self.t)} records; give its "
-                    "observable a larger budget or a looser tolerance"
-                )
-        for name, values in records.items():
-            if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
-                row = int(np.argwhere(~np.isfinite(values))[0][0])
-                found.append(f"{name} is NaN or infinite in some records, first at t = {self.t[row]:.6g}")
-        return found
-
-    def _bar(self) -> tqdm:
-        endless = np.isinf(self.end)
-        layout = "t = {n:.4g} [{elapsed}{postfix}]"
-        if not endless:
-            layout = "{percentage:3.0f}%|{bar}| t = {n:.4g}/{total:.4g} [{elapsed}<{remaining}{postfix}]"
-        total = None if endless else self.time(self.end)
-        return tqdm(total=total, disable=not self.progress, bar_format=layout)
-
     def _show(self, bar: Any, position: float) -> None:
         if not self.progress:
             return
@@ -449,33 +429,31 @@ class Run:
         bar.update(self.time(position) - bar.n)
 
 
-def _line(error: Exception) -> str:
-    """The line with the message, of an error raised inside compiled code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.partition(":")[0].endswith("Error")]
-    return (named or lines or [type(error).__name__])[0]
+def doubts(
+    path: AbstractPath,
+    t: Sequence[float],
+    records: Mapping[str, np.ndarray],
+    losses: np.ndarray | None,
+    doubtful: Mapping[str, Any],
+) -> list[str]:
+    """What may make a result untrustworthy, one sentence each.
+
+    `losses` are those of the records and of the end, unless the run failed; `doubtful` says how often each
+    observable was not to be trusted.
+    """
+    found = [] if losses is None else path.doubts(losses)
+    for name, count in doubtful.items():
+        if count:
+            found.append(
+                f"{name} did not reach its accuracy in {int(count)} of {len(t)} records; give its "
+                "observable a larger budget or a looser tolerance"
+            )
+    for name, values in records.items():
+        if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            found.append(f"{name} is NaN or infinite in some records, first at t = {t[row]:.6g}")
+    return found
 
 
 def _stack(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:
     return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *trees) if trees else []
-
-
-class _Clock:
-    """Wall time of a block, and the part of it in which JAX traced and compiled."""
-
-    def __init__(self):
-        self.seconds = 0.0
-        self.compile_seconds = 0.0
-
-    def _listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            self.compile_seconds += duration_secs
-
-    def __enter__(self):
-        self._began = perf_counter()
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_):
-        self.seconds += perf_counter() - self._began
-        jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -43,25 +43,38 @@ class Trajectory(eqx.Module):
         `record_gradients` and `record_hvps` (the part spent on records and stop conditions), `seconds`
         (wall time of the call) and `compile_seconds` (the part of it spent on tracing and compiling).
         `gradients` is `None` where a solver doesn't tell how many it used.
+
+    **Of an ensemble** (`ensemble=True`) all that differs between members has a leading axis: records have
+    shape (members, records, ...), NaN at times that a member had ended before; `model` has the axis as it
+    came, `models` has shapes (members, records, ...), `step_loss` (members, steps), and the counts in
+    `stats` are lists of what each member needed. `t` is shared. `status` is "success" if all members reached
+    the horizon, "stopped" if some were stopped, and otherwise that of the first member that failed.
+
+    - `statuses`, `reasons`: status and reason of each member; `None` for a single run.
+    - `end`: dictionary of the records at the end of each member, wherever that was, shapes (members, ...);
+        `end["t"]` is when. `None` for a single run.
     """
 
     t: Float[np.ndarray, " records"]
-    records: dict[str, Shaped[np.ndarray, "records ..."]]
+    records: dict[str, Shaped[np.ndarray, "records ..."] | Shaped[np.ndarray, "members records ..."]]
     model: PyTree
     models: PyTree | None
-    step_loss: Float[np.ndarray, " steps"] | None
+    step_loss: Float[np.ndarray, "*members steps"] | None
     status: str = eqx.field(static=True)
     reason: str = eqx.field(static=True)
     warnings: tuple[str, ...] = eqx.field(static=True)
     stats: dict[str, Any] = eqx.field(static=True)
+    statuses: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    reasons: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    end: dict[str, Shaped[np.ndarray, "members ..."]] | None = None
 
     @property
-    def loss(self) -> Float[np.ndarray, " records"]:
+    def loss(self) -> Float[np.ndarray, "*members records"]:
         """L(θ) at each record."""
         return self.records["loss"]
 
     @property
-    def gradient_norm(self) -> Float[np.ndarray, " records"]:
+    def gradient_norm(self) -> Float[np.ndarray, "*members records"]:
         """‖∇L(θ)‖₂ at each record."""
         return self.records["gradient_norm"]
 
@@ -92,18 +105,22 @@ class Trajectory(eqx.Module):
             ) from None
 
     def __repr__(self) -> str:
-        lines = [f"Trajectory: {self.status}: {self.reason}"]
+        members = "" if self.statuses is None else f" of {len(self.statuses)} members"
+        lines = [f"Trajectory{members}: {self.status}: {self.reason}"]
         if len(self.t):
             lines.append(f"  t         {self.t[0]:.6g} → {self.t[-1]:.6g}, {len(self.t)} records")
         for name, values in self.records.items():
-            if not len(values):
+            if not values.size:
                 continue
-            if values.ndim == 1:
-                lines.append(f"  {name:<9} {values[0]:.6g} → {values[-1]:.6g}")
+            last = values[..., -1] if self.end is None else self.end[name]
+            if values.ndim == 1 + bool(members):
+                lines.append(f"  {name:<9} {_span(values[..., 0])} → {_span(last)}")
             else:
                 lines.append(f"  {name:<9} {values.dtype} array of shape {values.shape}")
         stats = ", ".join(
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            f"{key} {value:.3g}"
+            if isinstance(value, float)
+            else f"{key} {_span(value) if isinstance(value, list) else value}"
             for key, value in self.stats.items()
             if key != "solver_reason"
         )
@@ -124,9 +141,13 @@ class Trajectory(eqx.Module):
         arrays |= _named_arrays("model", self.model)
         if self.models is not None:
             arrays |= _named_arrays("models", self.models)
+        if self.end is not None:
+            arrays |= {f"end/{name}": values for name, values in self.end.items()}
         header = {
             "status": self.status,
             "reason": self.reason,
+            "statuses": self.statuses,
+            "reasons": self.reasons,
             "warnings": list(self.warnings),
             "stats": self.stats,
         }
@@ -166,13 +187,10 @@ def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
     """
     header, arrays = read_archive(path, "trajectory")
     has_models = any(name.startswith("models/") for name in arrays)
+    statuses, reasons = header.get("statuses"), header.get("reasons")
     return Trajectory(
         t=arrays["t"],
-        records={
-            name.removeprefix("records/"): values
-            for name, values in arrays.items()
-            if name.startswith("records/")
-        },
+        records=_under("records/", arrays),
         model=_restore(path, "model", like, arrays),
         models=_restore(path, "models", like, arrays) if has_models else None,
         step_loss=arrays.get("step_loss"),
@@ -180,7 +198,20 @@ def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
         reason=header["reason"],
         warnings=tuple(header["warnings"]),
         stats=header["stats"],
+        statuses=None if statuses is None else tuple(statuses),
+        reasons=None if reasons is None else tuple(reasons),
+        end=None if statuses is None else _under("end/", arrays),
     )
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _span(values: Any) -> str:
+    """A number, or the range of those of all members."""
+    low, high = (extreme.reduce(np.ravel(values)) for extreme in (np.fmin, np.fmax))
+    return f"{low:.6g} to {high:.6g}" if low < high else f"{low:.6g}"
 
 
 def write_archive(

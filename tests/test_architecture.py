@@ -30,10 +30,11 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"stability"}, set()),  # thresholds of optimisers, statistics at the edge
     ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
-    ({"_repeat"}, set()),  # one compiled call made again and again
+    ({"_repeat", "_host"}, set()),  # one compiled call made again and again; what surrounds it
     ({"_start_check"}, "above"),  # what must hold where a run starts
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
+    ({"_ensemble"}, "above"),  # many members at once
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data

@@ -1,0 +1,420 @@
+"""Many members at once: the compiled pieces of a path under `vmap`, and a record of each member's run."""
+
+import warnings
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from gflow import _tree
+from gflow._host import Stopwatch, adapted, message_of, progress_bar
+from gflow._problem import Problem, partition
+from gflow._repeat import Repeat
+from gflow._start_check import check_start
+from gflow._stepper import (
+    NONFINITE,
+    RUNNING,
+    STOPPED,
+    AbstractPath,
+    Run,
+    doubts,
+    init_observables,
+    read_observables,
+)
+from gflow._trajectory import FlowError, Trajectory
+from gflow.observe import RESERVED, AbstractObservable
+
+
+def split(
+    model: PyTree, data: PyTree, loss: Callable | None, *, trainable: PyTree | None, chunk_size: int | None
+) -> tuple[Problem, Problem]:
+    """The problem of the first member, and what differs between members, stacked along a leading axis.
+
+    Both are problems; the second has arrays only where members differ. Arrays that aren't trainable differ
+    too if all of them have the length of the member axis, as `eqx.filter_vmap` of a constructor leaves them.
+    """
+    params, frozen = partition(model, trainable)
+    members = _count(params)
+    fixed = jtu.tree_leaves(eqx.filter(frozen, eqx.is_array))
+    per_member = all(leaf.shape[:1] == (members,) for leaf in fixed)
+    stacked = (params, eqx.filter(frozen, eqx.is_array if per_member else lambda _: False))
+    first = jtu.tree_map(lambda leaf: leaf[0], stacked)
+    selected = jtu.tree_map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
+    try:
+        problem = Problem(eqx.combine(*first, frozen), data, loss, trainable=selected, chunk_size=chunk_size)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (This is the first of {members} members: with ensemble=True the leading axis of every "
+            "trainable leaf counts the members.)"
+        ) from error
+    nothing = jtu.tree_map(lambda _: None, problem)
+    parts = lambda p: (p.params, p._frozen)
+    return problem, eqx.tree_at(parts, nothing, stacked, is_leaf=lambda x: x is None)
+
+
+def _count(params: PyTree[Array]) -> int:
+    """The common length of the leading axes."""
+    shapes = {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_leaves_with_path(params)}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) > 1 or () in lengths:
+        listed = [f"{name} has shape {shape}" for name, shape in shapes.items()]
+        raise ValueError(
+            "model must have one leading axis of members on every trainable leaf with ensemble=True, but "
+            f"{', '.join(listed[:4])}; make the members with eqx.filter_vmap of a constructor over keys."
+        )
+    return lengths.pop()[0]
+
+
+class _Ensemble(eqx.Module):
+    """A path for each member: that of the first, and what differs. Compiled pieces, as those of a path.
+
+    Arrays that are passed or returned have a leading member axis.
+    """
+
+    path: AbstractPath
+    members: Problem
+    observables: tuple[AbstractObservable, ...]
+
+    @eqx.filter_jit
+    def start(self):
+        """The states at position 0."""
+        return self._each(lambda path: path.start())
+
+    @eqx.filter_jit
+    def evaluate(self, state):
+        """Loss and gradient norm at the start."""
+        return self._each(lambda path, state: path.evaluate(state), state)
+
+    def advance(self, state, until, budget):
+        """Moves every member on to its own `until`; those that are there or have ended wait."""
+        return self._each(type(self.path).advance, state, until, budget)
+
+    def where(self, state):
+        """The positions."""
+        return self.path.where(state)
+
+    @eqx.filter_jit
+    def record(self, state, position, last, is_open):
+        """θ, loss, gradient norm and whether both are finite, and the number of gradients.
+
+        Members that are not `is_open` or not finite keep their `last` θ.
+        """
+
+        def of_one(path, state, position, last, is_open):
+            params, loss, gradient_norm, gradients = path.record(state, position)
+            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+            return _tree.where(is_open & finite, params, last), loss, gradient_norm, finite, gradients
+
+        return self._each(of_one, state, position, last, is_open)
+
+    @eqx.filter_jit
+    def init(self):
+        """The observables' states before the first record."""
+        return self._each(lambda path: init_observables(self.observables, path.problem, path.problem.params))
+
+    @eqx.filter_jit
+    def read(self, params, states):
+        """What the observables see."""
+        read = lambda path, *arguments: read_observables(self.observables, path.problem, *arguments)
+        return self._each(read, params, states)
+
+    @eqx.filter_jit
+    def one(self, state, i):
+        """Path and state of member `i` alone."""
+        take = lambda tree: jtu.tree_map(lambda x: x[i] if eqx.is_array(x) else x, tree)
+        return self._path_of(take(self.members)), take(state)
+
+    def _each(self, function: Callable, *arguments: PyTree) -> Any:
+        def of_one(member, arguments):
+            return function(self._path_of(member), *arguments)
+
+        return eqx.filter_vmap(of_one)(self.members, arguments)
+
+    def _path_of(self, member: Problem) -> AbstractPath:
+        return eqx.tree_at(lambda p: p.problem, self.path, eqx.combine(member, self.path.problem))
+
+
+class EnsembleRun:
+    """All members of an ensemble being driven and recorded together.
+
+    At each record position all members are measured: those under way there, those that ended before it
+    where they ended. So a member's last record is its end, and what comes after it is left out.
+    """
+
+    def __init__(self, run: Run, members: Problem):
+        if run.checkpoint is not None:
+            raise ValueError(
+                "checkpoint can't be used with ensemble=True; run the members in groups, and save each "
+                "trajectory."
+            )
+        self.run = run  # of the first member, not begun: what to record, and when
+        self.ensemble = _Ensemble(run.path, members, run.observables)
+        self.size = jtu.tree_leaves(members.params)[0].shape[0]
+        self.statuses, self.reasons = [""] * self.size, [""] * self.size
+        self.ends = np.full(self.size, np.inf)  # positions
+        self._closed = np.zeros(self.size, bool)  # the end has been measured
+        self._measured = np.zeros(self.size, int)  # so many rows count; the last of them is the end
+        self._columns = np.zeros(self.size, int)  # and so many of them are at the times to record
+        self._t = np.full(self.size, np.nan)  # of the last row
+        self._gradients, self._hvps = np.zeros(self.size, int), np.zeros(self.size, int)
+        self._rows: list[_Row] = []
+        self._step_losses: list[list[np.ndarray]] = [[] for _ in range(self.size)]
+        self._state: Any = None
+        self._budget = 64
+        self._clock = Stopwatch()
+
+    def complete(self) -> "EnsembleRun":
+        """Drives all members to their ends."""
+        try:
+            with self._clock:
+                self._drive()
+        except KeyboardInterrupt:
+            if self._state is None:
+                raise
+            here = np.asarray(self._where.position, np.float64)
+            for i in _indices(self._under_way):
+                reason = f"the run was interrupted from the keyboard at t = {self.run.time(here[i]):.6g}"
+                self._end(i, here[i], "interrupted", reason)
+            self._record(np.inf)
+        except RuntimeError as error:  # raised by the model or the solver inside compiled code
+            if self._state is None:
+                raise
+            for i in _indices(self._under_way):
+                here = self._where.position[i]
+                reason = f"an evaluation failed after t = {self.run.time(here):.6g}: {message_of(error)}"
+                self._end(i, here, "error", reason)
+        return self
+
+    def _drive(self) -> None:
+        run, ensemble, path = self.run, self.ensemble, self.run.path
+        with progress_bar(run.time(run.end), run.progress) as bar:
+            state = ensemble.start()
+            self._initial_loss = check_start(path.problem, lambda: ensemble.evaluate(state))
+            self._gradients += 2
+            self._last = ensemble.members.params
+            self._observed = ensemble.init()
+            self._where = jax.device_get(ensemble.where(state))
+            self._moves = Repeat(_Ensemble.advance, _Ensemble.where, ensemble, state)
+            self._state = state
+            self._keep_step_losses()
+            targets = [*run.positions]
+            if not targets or targets[-1] < run.end:
+                targets.append(run.end)  # the horizon comes last even if nothing is recorded there
+            for target in targets:
+                self._advance(target, bar)
+                self._record(target)
+                if np.all(self._closed):
+                    return
+            for i in _indices(self._under_way):
+                self.statuses[i] = "success"
+                self.reasons[i] = f"the horizon t = {run.time(run.end):.6g} was reached"
+
+    def _advance(self, target: float | int, bar: Any) -> None:
+        """Moves on, in pieces short enough for Ctrl-C, until all are at `target` or have ended."""
+        before = None
+        while True:
+            position, steps, code = self._where
+            for i in _indices((code != RUNNING) & self._under_way):
+                self._finish(i, int(code[i]))
+            behind = (position < target) & self._under_way
+            for i in _indices(behind & (steps >= self.run.max_steps)):
+                self._finish(i, None)
+            behind &= self._under_way
+            self._show(bar, float(np.min(position, where=behind, initial=target)))
+            if not np.any(behind):
+                return
+            if before is not None and np.array_equal(steps, before):
+                raise RuntimeError("the compiled loop made no step, so that the run would never end")
+            before = steps
+            budget = np.minimum(self._budget, self.run.max_steps - steps)
+            began = perf_counter()
+            until = np.where(behind, target, np.zeros_like(target))  # nothing is before 0
+            self._where = jax.device_get(self._moves(until, budget))
+            self._state = self._moves.get()
+            self._keep_step_losses()
+            self._budget = adapted(self._budget, perf_counter() - began)
+
+    @property
+    def _under_way(self) -> Bool[np.ndarray, " members"]:
+        return np.isinf(self.ends)
+
+    def _finish(self, i: int, code: int | None) -> None:
+        """Ends member `i`, and says where and why."""
+        path, state = self.ensemble.one(self._state, np.asarray(i))
+        if code == STOPPED:
+            here, which, gradients, hvps = path.locate(state)
+            self._gradients[i] += gradients
+            self._hvps[i] += hvps
+            self._end(i, here, "stopped", self.run.stopped_at(here, which))
+        else:
+            here = float(self._where.position[i])
+            self._end(i, here, *path.explain(state, code, float(self._initial_loss[i])))
+
+    def _end(self, i: int, here: float | int, status: str, reason: str) -> None:
+        self.ends[i], self.statuses[i], self.reasons[i] = here, status, reason
+
+    def _record(self, target: float | int) -> None:
+        """Measures every member at `target`, or at its end if that comes before."""
+        run, ensemble, is_open = self.run, self.ensemble, ~self._closed
+        here = np.minimum(target, self.ends)
+        self._last, loss, gradient_norm, finite, gradients = ensemble.record(
+            self._state, here, self._last, is_open
+        )
+        self._gradients[is_open] += gradients
+        good = is_open & np.asarray(finite)
+        for i in _indices(is_open & ~good & self._under_way):
+            self._finish(i, NONFINITE)
+        values, hvps, trusted = {}, 0, {}
+        if run.observables:
+            values, self._observed, hvps, trusted = ensemble.read(self._last, self._observed)
+        values = {"loss": loss, "gradient_norm": gradient_norm, **values}
+        self._rows.append(_Row(values, hvps, trusted, self._last if run.save_models else None))
+        self._measured[good] = len(self._rows)
+        self._t[good] = [run.time(position) for position in here[good]]
+        if len(self._rows) <= len(run.times):
+            self._columns[good & (self.ends >= target)] = len(self._rows)
+        self._closed |= ~good | (self.ends <= target)
+
+    def _keep_step_losses(self) -> None:
+        kept = self.run.path.step_losses(self._state)
+        if kept is not None:
+            for mine, losses, count in zip(self._step_losses, *map(np.asarray, kept), strict=True):
+                mine.append(losses[:count])
+
+    def _show(self, bar: Any, position: float) -> None:
+        if self.run.progress:
+            bar.set_postfix({"ended": f"{np.sum(np.isfinite(self.ends))}/{self.size}"}, refresh=False)
+            bar.update(self.run.time(position) - bar.n)
+
+    def trajectory(self, throw: bool) -> Trajectory:
+        """What was recorded. Raises `FlowError` with it if a member failed and `throw` is true."""
+        run, rows = self.run, jax.device_get([row._replace(params=None) for row in self._rows])
+        names = rows[0].values if rows else dict.fromkeys(RESERVED, np.zeros(self.size))
+        count = len(run.times)
+        on_grid = np.arange(count) < self._columns[:, None]
+        records, end = {}, {"t": self._t}
+        for name in names:
+            values = np.stack([row.values[name] for row in rows], axis=1)
+            records[name] = _where(on_grid, values)
+            ends = values[np.arange(self.size), self._measured - 1]
+            end[name] = _where(self._measured > 0, ends)
+        counts = np.arange(len(rows)) < self._measured[:, None]
+        per_row = lambda of: np.stack([np.broadcast_to(of(row), self.size) for row in rows], axis=1)
+        self._hvps += np.sum(per_row(lambda row: row.hvps), axis=1, where=counts)
+        doubtful = {
+            name: np.sum(~per_row(lambda row, name=name: row.trusted[name]), axis=1, where=counts)
+            for name in rows[0].trusted
+        }
+        found = self._doubts(records, end, doubtful)
+        problem = eqx.combine(self.ensemble.members, run.path.problem)
+        models = None
+        if run.save_models:
+            stacked = jtu.tree_map(lambda *x: jnp.stack(x, axis=1), *[row.params for row in self._rows])
+            models = problem.model(jtu.tree_map(lambda x: jnp.asarray(_where(on_grid, x)), stacked))
+        status, reason = _overall(self.statuses, self.reasons)
+        result = Trajectory(
+            t=np.asarray(run.times, dtype=np.float64),
+            records=records,
+            model=problem.model(self._last),
+            models=models,
+            step_loss=self._all_step_losses(),
+            status=status,
+            reason=reason,
+            warnings=tuple(found),
+            stats=self._stats(),
+            statuses=tuple(self.statuses),
+            reasons=tuple(self.reasons),
+            end=end,
+        )
+        if found:
+            more = f" (and {len(found) - 1} more sentences in `warnings`)" if len(found) > 1 else ""
+            warnings.warn(found[0] + more, stacklevel=3)
+        if throw and not result.ok and result.status != "interrupted":
+            raise FlowError(result)
+        return result
+
+    def _stats(self) -> dict[str, Any]:
+        """Lists of what each member needed; that the others waited for the slowest is not counted."""
+        is_number = lambda x: eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        state = jax.device_get(eqx.filter(self._state, is_number))
+        each = [self.run.path.stats(jtu.tree_map(lambda x, i=i: x[i], state)) for i in range(self.size)]
+        stats = {
+            name: value if value is None or isinstance(value, str) else [stats[name] for stats in each]
+            for name, value in each[0].items()
+        }
+        if stats["gradients"] is not None:
+            stats["gradients"] = (stats["gradients"] + self._gradients).tolist()
+        stats["hvps"] = (stats["hvps"] + self._hvps).tolist()
+        stats |= {"record_gradients": self._gradients.tolist(), "record_hvps": self._hvps.tolist()}
+        return stats | {"seconds": self._clock.seconds, "compile_seconds": self._clock.compile_seconds}
+
+    def _doubts(
+        self,
+        records: dict[str, np.ndarray],
+        end: dict[str, np.ndarray],
+        doubtful: dict[str, np.ndarray],
+    ) -> list[str]:
+        """What may make members untrustworthy, one sentence each."""
+        found = []
+        for i in range(self.size):
+            ended_well = self.statuses[i] in ("success", "stopped")
+            mine = {name: values[i, : self._columns[i]] for name, values in records.items()}
+            losses = np.append(mine["loss"], end["loss"][i]) if ended_well else None
+            untrusted = {name: count[i] for name, count in doubtful.items()}
+            sentences = doubts(self.run.path, self.run.times, mine, losses, untrusted)
+            found += [f"member {i}: {sentence}" for sentence in sentences]
+        return found
+
+    def _all_step_losses(self) -> np.ndarray | None:
+        """The losses of all steps, NaN behind the end of a member."""
+        if not self._step_losses[0]:
+            return None
+        joined = [np.concatenate(pieces) for pieces in self._step_losses]
+        longest = max(map(len, joined))
+        return np.stack([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in joined])
+
+
+class _Row(NamedTuple):
+    """One measurement of all members."""
+
+    values: dict[str, Array]
+    hvps: Any
+    trusted: dict[str, Any]
+    params: PyTree
+
+
+def _indices(mask: np.ndarray) -> list[int]:
+    """Where the mask is true."""
+    return np.flatnonzero(mask).tolist()
+
+
+def _where(mask: np.ndarray, values: Any) -> np.ndarray:
+    """`values` cut or padded to the mask's columns, NaN where it is false."""
+    if mask.ndim > 1:
+        values = np.asarray(values)[:, : mask.shape[1]]
+        missing = mask.shape[1] - values.shape[1]
+        values = np.pad(values, [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
+    if np.all(mask):
+        return np.asarray(values)
+    shaped = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return np.where(shaped, values, np.array(np.nan, np.result_type(values, np.float32)))
+
+
+def _overall(statuses: list[str], reasons: list[str]) -> tuple[str, str]:
+    """Status and reason of the ensemble: success, or those of the first member that matters most."""
+    groups = {
+        "were interrupted": [i for i, status in enumerate(statuses) if status == "interrupted"],
+        "failed": [i for i, status in enumerate(statuses) if status not in ("success", "stopped")],
+        "were stopped": [i for i, status in enumerate(statuses) if status == "stopped"],
+    }
+    for what, members in groups.items():
+        if members:
+            share, first = f"{len(members)} of {len(statuses)} members {what}", members[0]
+            return statuses[first], f"{share}, member {first} for one: {reasons[first]}"
+    return "success", reasons[0]
