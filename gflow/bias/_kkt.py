@@ -1,7 +1,7 @@
 """Karush-Kuhn-Tucker residuals of min ½‖θ‖² subject to qᵢ(θ) ≥ 1, the maximum margin in parameter space.
 
 For a model homogeneous of degree L, θ/‖θ‖ is along a KKT point if θ = Σᵢ λᵢ ∇qᵢ(θ) with λ ≥ 0 and λᵢ > 0
-only where qᵢ is smallest. The softmax duals serve as multipliers.
+only where qᵢ is smallest. The softmax duals serve as multipliers: up to scale they tend to them along a flow.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from gflow.bias._margins import pairwise
 def stationarity(
     model: Callable, data: Data, *, trainable: PyTree | Callable[[Any], bool] | None = None
 ) -> Float[Array, ""]:
-    """β = cos(θ, Σᵢ pᵢ ∇qᵢ), p the [`gflow.bias.duals`][]: 1 at a KKT point.
+    """β = cos(θ, Σᵢ pᵢ ∇qᵢ), p the [`gflow.bias.duals`][]: tends to 1 as a flow nears a KKT point.
 
     With the exponential loss this is cos(θ, −∇L), evaluated so that it survives when L underflows. The
     stationarity residual of the KKT conditions is √(2(1−β)) up to scale.
@@ -45,7 +45,7 @@ def stationarity(
 def slackness(
     model: Callable, data: Data, *, trainable: PyTree | Callable[[Any], bool] | None = None
 ) -> Float[Array, ""]:
-    """Σᵢ pᵢ (qᵢ/q_min − 1), p the [`gflow.bias.duals`][]: complementary slackness, 0 at a KKT point.
+    """Σᵢ pᵢ (qᵢ/q_min − 1), p the [`gflow.bias.duals`][]: complementary slackness, tends to 0 there.
 
     Meaningless, and NaN, while an example is misclassified.
 

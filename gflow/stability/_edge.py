@@ -12,8 +12,8 @@ class Edge(eqx.Module):
 
     **Attributes:**
 
-    - `crossing`: first recorded step with sharpness > threshold, `None` if never.
-    - `onset`: first step k from the crossing on with L(θ_k) > L(θ_{k−1}), `None` if never.
+    - `crossing`: first recorded step with sharpness > threshold, `None` if there is none.
+    - `onset`: first step k from the crossing on with L(θ_k) > L(θ_{k−1}), `None` if there is none.
     - `mean`, `spread`: mean and standard deviation of sharpness/threshold over the records from the onset
         on, NaN without an onset.
     - `nonmonotone`: share of the steps from the onset on at which the loss rises, NaN without an onset.
@@ -41,7 +41,7 @@ def edge(
     """
     step = np.asarray(step)
     ratio = sharpness / threshold
-    above = np.flatnonzero(ratio > 1)
+    above = np.flatnonzero(sharpness > threshold)
     crossing = int(step[above[0]]) if len(above) else None
     onset, mean, spread, share = None, np.nan, np.nan, np.nan
     if crossing is not None and step_loss is not None:
