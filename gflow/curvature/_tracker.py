@@ -114,8 +114,7 @@ def follow(
 
     - `problem`, `params`: the loss surface and where on it.
     - `track`: of the records before, for the same k; [`gflow.curvature.start_track`][] for the first.
-    - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-6 in float64 and
-        1e-4 in float32.
+    - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-5.
     - `max_hvps`: the most Hessian-vector products to spend; by default 1000 + 100 k.
 
     **Returns:** [`gflow.curvature.Eigenpairs`][], with vectors like the parameters and the HVPs of this
@@ -126,8 +125,7 @@ def follow(
     """
     theta, unravel = ravel_pytree(params)
     dtype = theta.dtype
-    if rtol is None:
-        rtol = 1e-6 if dtype == jnp.float64 else 1e-4
+    rtol = 1e-5 if rtol is None else rtol
     max_hvps = 1000 + 100 * k if max_hvps is None else max_hvps
 
     def matvec(v):
