@@ -22,7 +22,7 @@ _DAMPING = 1e-2  # of the fit in parameter space; less amplifies the errors of t
 # spent since the last one, so that checks take an eleventh of all.
 _CHECK = 10
 _CHECK_RTOL = 0.03  # what a check finds is improved afterwards
-_NEXT_RTOL = 1e-2  # of the next eigenvalue when there is a check; only looked at otherwise
+_NEXT_RTOL = 5e-3  # of the next eigenvalue, where it is looked at
 # The next eigenvector is looked at in every record where its eigenvalue is as near as this, relatively, and
 # otherwise in every fourth.
 _NEAR = 0.05
@@ -163,7 +163,6 @@ def _follow(
         track,
         k,
         rtol,
-        jnp.where(due, _NEXT_RTOL, jnp.inf),
         jnp.maximum(max_hvps - cost, k),
     )
     known = s.finite & (jnp.arange(k) < s.n)
@@ -203,7 +202,6 @@ def _rayleigh_ritz(
     track: Track,
     k: int,
     rtol: Array,
-    next_rtol: Array,
     max_hvps: Array,
 ) -> _Basis:
     """Ritz pairs in the span of `least` to `most` of the proposed vectors and then of residuals."""
@@ -257,7 +255,7 @@ def _rayleigh_ritz(
             outside = jnp.where(s.n > block, jnp.maximum(values[block], remembered), outside)
         gap = values[:block] - outside
         error = jnp.where(gap > r, r**2 / jnp.where(gap > r, gap, 1), r)
-        tol = jnp.where(index[:block] < k, rtol, next_rtol) * jnp.abs(values[:block])
+        tol = jnp.where(index[:block] < k, rtol, _NEXT_RTOL) * jnp.abs(values[:block])
         good = (error <= tol) | (r <= rounding * s.norm) | (s.n == size)
         worst = jnp.argmax(jnp.where(good, -1, error))
         return s._replace(
@@ -310,8 +308,10 @@ def _renew(
         carried = carried / jnp.where(length > 0, length, 1)
         looked = s.n >= block
         # a step of power iteration, which costs nothing here, makes it better for the next record
-        basis = jnp.where(s.values[k] > 0, s.a / jnp.where(s.norm > 0, s.norm, 1), s.q)
-        vectors = jnp.concatenate([vectors, jnp.where(looked, s.ritz[:, k] @ basis, carried)[None]])
+        power = s.ritz[:, k] @ jnp.where(s.values[k] > 0, s.a, s.q)
+        length = _tree.norm(power)
+        power = power / jnp.where(length > 0, length, 1)
+        vectors = jnp.concatenate([vectors, jnp.where(looked, power, carried)[None]])
         next_value = jnp.where(looked, s.values[k], next_value)
     if block < len(s.values):
         faded = jnp.where(jnp.isfinite(outside), outside, -jnp.inf) - _FADING * jnp.abs(last)
