@@ -13,8 +13,9 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from gflow._ensemble import EnsembleRun, split
+from gflow._ensemble import EnsembleRun
 from gflow._flow_path import FlowPath
+from gflow._members import split
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
@@ -89,13 +90,13 @@ def integrate(
     - `throw`: whether to raise when the run fails; otherwise the partial trajectory is returned, with its
         `status` saying why.
 
-    **Ensembles:** with `ensemble=True` every trainable leaf has a leading axis of members, as `eqx.filter_vmap`
-    of a constructor over keys gives it. All members are integrated in one compiled loop, each with step
-    size, stop and status of its own, and each as if it were alone up to rounding. Data are shared, and so
-    are arrays of the model that aren't trainable, unless all of these have the member axis as well. Records
-    have the member axis first ([`gflow.Trajectory`][]). A member that stops early or fails leaves the others
-    as they are; with `throw` the error comes when all have ended. The members advance together from one
-    record to the next, so that each waits for the slowest. `checkpoint` can't be used.
+    **Ensembles:** with `ensemble=True` every trainable leaf has a leading axis of members, as
+    `eqx.filter_vmap` of a constructor over keys gives it. All members are integrated in one compiled loop,
+    each with step size, stop and status of its own, and each as if it were alone up to rounding. Data are
+    shared, and so are arrays of the model that aren't trainable, unless all of these have the member axis
+    as well. Records have the member axis first ([`gflow.Trajectory`][]). A member that stops early or fails
+    leaves the others as they are; with `throw` the error comes when all have ended. The members advance
+    together from one record to the next, so that each waits for the slowest. `checkpoint` can't be used.
 
     **Returns:** a [`gflow.Trajectory`][].
 
