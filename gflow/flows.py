@@ -1,16 +1,21 @@
 """Flows: vector fields on the parameters, as diffrax terms."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
+from gflow._numbers import Real, is_number
 from gflow._problem import Problem
 
-__all__ = ["AbstractFlow", "GradientFlow"]
+__all__ = ["AbstractFlow", "GradientFlow", "MirrorFlow", "WeightDecay"]
 
 
 class AbstractFlow(eqx.Module):
@@ -36,6 +41,53 @@ class GradientFlow(AbstractFlow):
         """−∇L(θ)."""
         del t
         return jtu.tree_map(jnp.negative, problem.gradient(params))
+
+
+class WeightDecay(AbstractFlow):
+    """Gradient flow with weight decay, dθ/dt = −∇L(θ) − λθ: that of L(θ) + (λ/2)‖θ‖².
+
+    The recorded loss and gradient norm remain those of L. `ValueError` unless `strength`, λ, is a
+    non-negative finite number.
+    """
+
+    strength: Real
+
+    def __check_init__(self):
+        valid = is_number(self.strength)
+        if valid and not isinstance(self.strength, jax.core.Tracer):
+            valid = 0 <= float(self.strength) < float("inf")
+        if not valid:
+            raise ValueError(
+                f"strength must be a non-negative finite number, but {self.strength!r} came; without decay "
+                "leave the flow out."
+            )
+
+    def vector_field(self, problem, t, params):
+        """−∇L(θ) − λθ."""
+        del t
+        return jtu.tree_map(lambda g, p: -g - self.strength * p, problem.gradient(params), params)
+
+
+class MirrorFlow(AbstractFlow):
+    """Mirror flow, d∇ψ(θ)/dt = −∇L(θ), which is dθ/dt = −∇²ψ(θ)⁻¹ ∇L(θ).
+
+    `potential` is ψ, a strictly convex function `(params) -> scalar` of the trainable leaves; with ψ = ½‖θ‖²
+    this is gradient flow. From θ₀ it picks, among all zeros of a linear regression, the one that is closest
+    in the Bregman divergence of ψ (Gunasekar et al., arXiv:1802.08246).
+
+    The Hessian of ψ is formed and factorised in every evaluation: P² numbers in memory for P parameters.
+    Tolerances must keep θ inside the domain of ψ, and NaN outside of it ends a run as any other.
+    """
+
+    potential: Callable[[Any], Float[Array, ""]]
+
+    def vector_field(self, problem, t, params):
+        """−∇²ψ(θ)⁻¹ ∇L(θ)."""
+        del t
+        theta, unravel = ravel_pytree(params)
+        gradient, _ = ravel_pytree(problem.gradient(params))
+        hessian = jax.hessian(lambda p: self.potential(unravel(p)))(theta)
+        return unravel(-jax.scipy.linalg.solve(hessian, gradient, assume_a="pos"))
 
 
 class _Field(eqx.Module):
