@@ -172,7 +172,7 @@ class Conserved(AbstractObservable):
 
 
 class ConservedSign(AbstractObservable):
-    """A quantity c(θ) whose sign gradient flow conserves, such as the determinant of a factorised matrix.
+    """A quantity c(θ) whose sign gradient flow conserves, such as det(AB) of balanced A and B.
 
     Records c under the name `label`. If at some record an entry has lost its sign, or is smaller than
     `limit`, the trajectory carries a warning: rounding may have carried, or may carry, the path over to the
