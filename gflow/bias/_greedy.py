@@ -80,7 +80,8 @@ def greedy_low_rank(
             event=dfx.Event(lambda t, y, args, **_: jnp.linalg.norm(field(t, y, args)) < rest),
             max_steps=100_000,
         )
-        return solution.ys[-1], solution.result == dfx.RESULTS.event_occurred
+        (end,) = jax.tree.leaves(solution.ys)
+        return end[-1], solution.result == dfx.RESULTS.event_occurred
 
     top = jax.jit(lambda u: jnp.linalg.eigh(ascent(u @ u.T)))
     u = jnp.zeros((size, size))
