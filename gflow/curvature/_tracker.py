@@ -105,9 +105,9 @@ def follow(
     and the gap to the eigenvalues outside the space, as far as they are known.
 
     A small residual doesn't say that the eigenvalue is the largest. Hence the (k+1)-th eigenvector is
-    looked at in every fourth record, and in each where its eigenvalue is within 5% of the k-th. At the first
-    record, and whenever ten times its cost has been spent since the last time, a search by Lanczos
-    iterations from a partly random vector looks for others, as in
+    looked at in every fourth record, and in each where its eigenvalue is within 5% of the k-th. At
+    the first record, and whenever ten times its cost has been spent since the last time, a search by
+    Lanczos iterations from a partly random vector looks for others, as in
     [`gflow.curvature.top_eigenpairs`][].
 
     **Arguments:**
@@ -145,10 +145,10 @@ def _follow(
 
     def search():
         start, share = warm_start(predicted[0], key)
-        # half of the budget, for what it finds is to be improved
-        pairs = lanczos(
-            matvec, start, k, rtol=_CHECK_RTOL, max_hvps=max_hvps // 2, random_share=share, key=key
-        )
+        # Half of the budget, for what it finds is to be improved; and nothing where there is no check,
+        # since under vmap both branches run.
+        half = jnp.where(due, max_hvps // 2, 0)
+        pairs = lanczos(matvec, start, k, rtol=_CHECK_RTOL, max_hvps=half, random_share=share, key=key)
         return pairs.vectors, pairs.hvps
 
     due = (track.count == 0) | (track.spent >= _CHECK * track.check_cost)
