@@ -174,9 +174,8 @@ def sharpness_by_scipy(traj, data, i):
     flat, unravel = ravel_pytree(model)
     static = eqx.filter(traj.models, eqx.is_array, inverse=True)
     data = jax.tree.map(lambda a: a.astype(jnp.float64), data)
-    operator = LinearOperator(
-        (flat.size, flat.size), lambda v: np.asarray(_hvp(flat, jnp.ravel(v), unravel, static, data))
-    )
+    hvp = lambda v: np.asarray(_hvp(flat, jnp.ravel(v), unravel, static, data))
+    operator = LinearOperator((flat.size, flat.size), matvec=hvp, dtype=np.float64)
     return eigsh(operator, k=1, which="LA", v0=np.ones(flat.size), tol=1e-9, return_eigenvectors=False)[0]
 
 
