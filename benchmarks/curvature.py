@@ -387,7 +387,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
     ]
     names += [r["method"] for r in results["one_place"] if r["method"] not in names]
     style = {
-        n: {"color": "black" if n == "gflow" else f"C{i}", "marker": "os^v<>DPX*ph"[i]}
+        n: {"color": "black" if n == "gflow" else f"C{i}", "marker": "os^v<>DPX*ph"[i % 12]}
         for i, n in enumerate(names)
     }
     for ax, (title, rows) in zip(axes, panels, strict=True):
