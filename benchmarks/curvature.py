@@ -25,14 +25,15 @@ import jax.tree_util as jtu
 import matfree.decomp
 import matfree.eig
 import numpy as np
+import scipy.sparse.linalg
 from _networks import digits, mnist, network
 from _report import median_ratio, parse, seconds, table, time_pairs, write
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 import gflow
 
+arpack: Any = scipy.sparse.linalg  # its inline types don't know LinearOperator(shape, matvec)
 RATE = 0.4
 SIZES = (64, 24, 24, 10)
 
@@ -96,8 +97,8 @@ def by_scipy(hessian: Hessian, k: int, tol: float, dtype: Any = None) -> Method:
             return np.asarray(hessian.compiled(theta, jnp.asarray(v.ravel(), hessian.dtype)))
 
         shape = (hessian.size, hessian.size)
-        operator = LinearOperator(shape, matvec=matvec, dtype=dtype or hessian.dtype)
-        values, vectors = eigsh(operator, k=k, which="LA", tol=tol, v0=start[:, 0])
+        operator = arpack.LinearOperator(shape, matvec=matvec, dtype=dtype or hessian.dtype)
+        values, vectors = arpack.eigsh(operator, k=k, which="LA", tol=tol, v0=start[:, 0])
         return Answer(values[::-1], vectors[:, ::-1], count)
 
     return run
@@ -196,17 +197,18 @@ def descent(seed: int, dtype: str, steps: int, sample: int, ks: tuple[int, ...])
     """The path of gradient descent and what is known of it."""
     cast = lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf
     model, data = jtu.tree_map(cast, (network(SIZES, seed), digits(300)))
-    recorded = {}
+    recorded, losses, models = {}, np.zeros(0), model
     for k in ks:
         observe = [gflow.observe.Sharpness(k=k)]
         run = gflow.descend(model, data, RATE, steps, save_every=1, save_models=True, observe=observe)
         values = np.asarray(run["sharpness"], np.float64).reshape(steps + 1, k)
         recorded[k] = values, run["sharpness_hvps"]
+        losses, models = np.asarray(run.step_loss), run.models
     problem = gflow.Problem(model, data)
-    leaves = jtu.tree_leaves(arrays_of(run.models))
+    leaves = jtu.tree_leaves(arrays_of(models))
     thetas = jnp.concatenate([leaf.reshape(steps + 1, -1) for leaf in leaves], axis=1)
     crossed = recorded[ks[0]][0][1:, 0] > 2 / RATE
-    rises = np.flatnonzero((np.diff(run.step_loss) > 0) & crossed) + 1
+    rises = np.flatnonzero((np.diff(losses) > 0) & crossed) + 1
     onset = int(rises[0]) if rises.size else steps
     # both phases of the oscillation are in it
     chosen = np.unique(np.linspace(1, steps, sample).astype(int) // 2 * 2 + np.arange(sample) % 2)
@@ -376,6 +378,7 @@ def verdicts(results: dict[str, Any]) -> list[list[Any]]:
 def draw(results: dict[str, Any], path: Any) -> None:
     """Error against HVPs, before and after the onset, at one place."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     first = results["tracking"][0]["rows"]
     names = list(dict.fromkeys(row["method"] for row in first))
@@ -402,9 +405,14 @@ def draw(results: dict[str, Any], path: Any) -> None:
             ax.plot(row["hvps"], max(low, 1e-16), ls="", label=row["method"], **style[row["method"]])
         ax.set(title=title, xlabel="Hessian-vector products", xscale="log", yscale="log")
         ax.grid(color="0.9", lw=0.6)
-        if rows:
-            ax.legend(fontsize=7)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("relative error: median, line to the largest")
+    shown: dict[str, Any] = {}
+    for ax in axes:
+        shown |= {str(line.get_label()): line for line in ax.lines if line.get_marker() != "None"}
+    figure.legend(shown.values(), shown, loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 

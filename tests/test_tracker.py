@@ -1,17 +1,20 @@
 """Eigenpairs tracked along paths of known matrices, and along descent at the edge of stability."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 import gflow
 from gflow.curvature import follow, start_track
 
+arpack: Any = scipy.sparse.linalg  # its inline types don't know LinearOperator(shape, matvec)
 SIZE = 40
 
 
@@ -156,7 +159,7 @@ def test_every_step_at_the_edge_of_stability(dtype):
         model, data = network(seed, dtype)
         observe = [gflow.observe.Sharpness()]
         traj = gflow.descend(model, data, 0.4, 500, save_every=1, save_models=True, observe=observe)
-        rises = np.flatnonzero(np.diff(traj.step_loss) > 0) + 1
+        rises = np.flatnonzero(np.diff(np.asarray(traj.step_loss)) > 0) + 1
         onset = rises[traj["sharpness"][rises] > 5][0]
         hvps = traj["sharpness_hvps"]
         assert hvps.sum() == traj.stats["record_hvps"]
@@ -175,8 +178,10 @@ def sharpness_by_scipy(traj, data, i):
     static = eqx.filter(traj.models, eqx.is_array, inverse=True)
     data = jax.tree.map(lambda a: a.astype(jnp.float64), data)
     hvp = lambda v: np.asarray(_hvp(flat, jnp.ravel(v), unravel, static, data))
-    operator = LinearOperator((flat.size, flat.size), matvec=hvp, dtype=np.float64)
-    return eigsh(operator, k=1, which="LA", v0=np.ones(flat.size), tol=1e-9, return_eigenvectors=False)[0]
+    operator = arpack.LinearOperator((flat.size, flat.size), matvec=hvp, dtype=np.float64)
+    return arpack.eigsh(
+        operator, k=1, which="LA", v0=np.ones(flat.size), tol=1e-9, return_eigenvectors=False
+    )[0]
 
 
 @eqx.filter_jit
