@@ -8,7 +8,7 @@ import lineax as lx
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
-from matfree import decomp, stochtrace
+from matfree import decomp
 
 from gflow import _numbers
 from gflow._problem import Problem
@@ -36,7 +36,7 @@ class SpectralDensity(eqx.Module):
     hvps: Int[Array, ""]
 
     def curve(
-        self, width: float | None = None, points: int = 1001
+        self, width: _numbers.Real | None = None, points: int = 1001
     ) -> tuple[Float[Array, "points"], Float[Array, "points"]]:
         """A grid of λ and the density on it, every mass smoothed to a Gaussian of standard deviation `width`.
 
@@ -58,16 +58,19 @@ def spectral_density(
     *,
     key: Key[Array, ""],
     params: PyTree[Array] | None = None,
-    outliers: int = 10,
-    probes: int = 10,
-    steps: int = 80,
+    outliers: int = 20,
+    probes: int = 30,
+    steps: int = 50,
 ) -> SpectralDensity:
     """The density of the eigenvalues of the Hessian ∇²L(θ), without any of its P² entries.
 
     The largest eigenvalues are computed one by one, and have the mass 1/P each. The others are sampled by
-    stochastic Lanczos quadrature: from each random vector orthogonal to their eigenvectors, Lanczos
-    iterations make a Gaussian quadrature of the density. Without the first part, the moments of a spectrum
-    with outliers would be lost in the noise of the second.
+    stochastic Lanczos quadrature: from each random vector orthogonal to the eigenvectors of the former (and
+    to the other random vectors), Lanczos iterations make a Gaussian quadrature of the density. Without the
+    first part, the moments of a spectrum with outliers would be lost in the noise of the second.
+
+    The noise that remains in Σᵢ g(λᵢ) has about the standard deviation √(2/probes) (Σ g(λᵢ)²)^½, where the
+    last sum is over the eigenvalues that are sampled; it vanishes as `probes` comes near P.
 
     **Arguments:**
 
@@ -75,9 +78,11 @@ def spectral_density(
     - `key`: a JAX random key for the random vectors.
     - `params`: where; by default `problem.params`.
     - `outliers`: how many eigenvalues are computed one by one; 0 for none.
-    - `probes`: how many random vectors; the error falls as their number to the power −1/2.
-    - `steps`: Lanczos iterations from each, which is also the number of nodes and how many vectors of P
-        numbers are kept in memory.
+    - `probes`: how many random vectors.
+    - `steps`: Lanczos iterations from each, which is the number of nodes too. A fine picture needs more of
+        them, and a moment Σ λᵢᵖ only (p + 1)/2, which leaves more products for `probes`.
+
+    The memory is that of outliers + probes + steps vectors of P numbers.
 
     **Returns:** a [`gflow.curvature.SpectralDensity`][].
 
@@ -94,7 +99,7 @@ def spectral_density(
     operator = as_operator(problem, params)
     size = operator.in_size()
     outliers = min(_numbers.count("outliers", outliers) if outliers else 0, size)
-    probes = _numbers.count("probes", probes)
+    probes = min(_numbers.count("probes", probes), size - outliers)
     steps = min(_numbers.count("steps", steps), size - outliers)
     nodes, weights, hvps = [], [], jnp.array(0)
     vectors = jnp.zeros((0, size), jtu.tree_leaves(operator.in_structure())[0].dtype)
@@ -131,8 +136,6 @@ def _quadrature(
     tridiagonalise = decomp.tridiag_sym(steps, materialize=False, custom_vjp=False)
 
     def of_probe(z):
-        for _ in range(2):  # once loses orthogonality
-            z = z - (known @ z) @ known
         diagonal, off = tridiagonalise(matvec, z).J_small
         # An invariant subspace ends the iterations: what follows is rounding, or NaN of 0/0. The first entry
         # is NaN only if the operator gave it.
@@ -144,4 +147,6 @@ def _quadrature(
         return values, vectors[0] ** 2
 
     with jax.default_matmul_precision("highest"):
-        return lax.map(of_probe, stochtrace.sampler_normal(zero, num=probes)(key))
+        random = jax.random.normal(key, (zero.size, probes), zero.dtype)
+        basis, _ = jnp.linalg.qr(jnp.concatenate([known.T, random], axis=1))
+        return lax.map(of_probe, basis[:, known.shape[0] :].T)

@@ -50,7 +50,8 @@ def block(
     """
     structure = operator.in_structure()
     spec = where
-    if callable(where):
+    # A tree of booleans may be callable too: it looks like the model.
+    if not all(isinstance(leaf, bool) for leaf in jtu.tree_leaves(where)):
         nothing = jtu.tree_map(lambda _: False, structure)
         spec = eqx.tree_at(where, nothing, replace_fn=lambda part: jtu.tree_map(lambda _: True, part))
     selected = eqx.filter(structure, spec)
