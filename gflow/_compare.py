@@ -187,8 +187,7 @@ def _threshold(optimizer: optax.GradientTransformation | AbstractOptimizer) -> f
     """The constant threshold on the sharpness of the Hessian, if there is one."""
     if not isinstance(optimizer, AbstractOptimizer) or optimizer.quantity != "sharpness":
         return None
-    follows_schedule = any(callable(getattr(optimizer, name, None)) for name in ("learning_rate", "limit"))
-    return None if follows_schedule else float(optimizer.threshold())
+    return None if optimizer.scheduled else float(optimizer.threshold())
 
 
 @eqx.filter_jit

@@ -25,6 +25,11 @@ class AbstractOptimizer(eqx.Module):
     def quantity(self) -> str:
         """The record that the threshold is for: `"sharpness"` or `"preconditioned_sharpness"`."""
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the threshold changes from step to step, because a schedule was given."""
+        return any(callable(value) for value in vars(self).values())
+
     @abc.abstractmethod
     def transformation(self) -> optax.GradientTransformation:
         """Optax's own transformation."""
@@ -41,7 +46,30 @@ class AbstractOptimizer(eqx.Module):
         """
 
 
-class GradientDescent(AbstractOptimizer):
+class _AbstractUnscaled(AbstractOptimizer):
+    """One that takes the gradient as it is."""
+
+    @property
+    def quantity(self):
+        """`"sharpness"`."""
+        return "sharpness"
+
+    def preconditioner(self, state):
+        """None."""
+        del state
+        return None
+
+
+class _AbstractScaled(AbstractOptimizer):
+    """One that divides the gradient by a diagonal P."""
+
+    @property
+    def quantity(self):
+        """`"preconditioned_sharpness"`."""
+        return "preconditioned_sharpness"
+
+
+class GradientDescent(_AbstractUnscaled):
     """θ ← θ − η (∇L + wθ), unstable where the sharpness exceeds 2/η − w.
 
     `learning_rate` η is a number or an optax schedule, `weight_decay` w.
@@ -49,11 +77,6 @@ class GradientDescent(AbstractOptimizer):
 
     learning_rate: _Rate
     weight_decay: float = eqx.field(static=True, default=0.0)
-
-    @property
-    def quantity(self):
-        """`"sharpness"`."""
-        return "sharpness"
 
     def transformation(self):
         """`optax.sgd`."""
@@ -63,13 +86,8 @@ class GradientDescent(AbstractOptimizer):
         """2/η − w."""
         return 2 / _at(self.learning_rate, step) - self.weight_decay
 
-    def preconditioner(self, state):
-        """None."""
-        del state
-        return None
 
-
-class Polyak(AbstractOptimizer):
+class Polyak(_AbstractUnscaled):
     """v ← βv + ∇L + wθ, θ ← θ − ηv, unstable where the sharpness exceeds (2 + 2β)/η − w.
 
     Source: Cohen et al., *Gradient descent on neural networks typically occurs at the edge of stability*
@@ -80,11 +98,6 @@ class Polyak(AbstractOptimizer):
     momentum: Any
     weight_decay: float = eqx.field(static=True, default=0.0)
 
-    @property
-    def quantity(self):
-        """`"sharpness"`."""
-        return "sharpness"
-
     def transformation(self):
         """`optax.sgd` with momentum."""
         return _decayed(self.weight_decay, optax.sgd(self.learning_rate, self.momentum))
@@ -93,13 +106,8 @@ class Polyak(AbstractOptimizer):
         """(2 + 2β)/η − w."""
         return (2 + 2 * self.momentum) / _at(self.learning_rate, step) - self.weight_decay
 
-    def preconditioner(self, state):
-        """None."""
-        del state
-        return None
 
-
-class Nesterov(AbstractOptimizer):
+class Nesterov(_AbstractUnscaled):
     """g = ∇L + wθ, v ← βv + g, θ ← θ − η(g + βv), unstable above (2 + 2β)/(η(1 + 2β)) − w.
 
     Source: Cohen et al. (arXiv:2103.00065).
@@ -108,11 +116,6 @@ class Nesterov(AbstractOptimizer):
     learning_rate: _Rate
     momentum: Any
     weight_decay: float = eqx.field(static=True, default=0.0)
-
-    @property
-    def quantity(self):
-        """`"sharpness"`."""
-        return "sharpness"
 
     def transformation(self):
         """`optax.sgd` with Nesterov's momentum."""
@@ -123,14 +126,9 @@ class Nesterov(AbstractOptimizer):
         b = self.momentum
         return (2 + 2 * b) / (_at(self.learning_rate, step) * (1 + 2 * b)) - self.weight_decay
 
-    def preconditioner(self, state):
-        """None."""
-        del state
-        return None
-
 
 # Decay rates of averages are part of the program and not numbers in it: 1 − β₂ in float32 would lose digits.
-class RMSProp(AbstractOptimizer):
+class RMSProp(_AbstractScaled):
     """ν ← βν + (1 − β)∇L², θ ← θ − η P⁻¹∇L, P = √(ν + ε); unstable on P^{-1/2} H P^{-1/2} above 2/η.
 
     Source: Cohen et al., *Adaptive gradient methods at the edge of stability* (arXiv:2207.14484).
@@ -139,11 +137,6 @@ class RMSProp(AbstractOptimizer):
     learning_rate: _Rate
     decay: float = eqx.field(static=True, default=0.9)
     eps: float = eqx.field(static=True, default=1e-8)
-
-    @property
-    def quantity(self):
-        """`"preconditioned_sharpness"`."""
-        return "preconditioned_sharpness"
 
     def transformation(self):
         """`optax.rmsprop`."""
@@ -158,7 +151,7 @@ class RMSProp(AbstractOptimizer):
         return jax.tree.map(lambda nu: jnp.sqrt(nu + self.eps), state[0].nu)
 
 
-class Adam(AbstractOptimizer):
+class Adam(_AbstractScaled):
     """Adam with decoupled weight decay w, unstable above (1 + β₁)(2 − ηw)/((1 − β₁)η).
 
     The sharpness meant is that of P^{-1/2} H P^{-1/2} with P = (1 − β₁ᵏ)(√(ν/(1 − β₂ᵏ)) + ε) after k
@@ -170,11 +163,6 @@ class Adam(AbstractOptimizer):
     b2: float = eqx.field(static=True, default=0.999)
     eps: float = eqx.field(static=True, default=1e-8)
     weight_decay: float = eqx.field(static=True, default=0.0)
-
-    @property
-    def quantity(self):
-        """`"preconditioned_sharpness"`."""
-        return "preconditioned_sharpness"
 
     def transformation(self):
         """`optax.adamw`."""
@@ -195,16 +183,11 @@ class Adam(AbstractOptimizer):
         )
 
 
-class Custom(AbstractOptimizer):
+class Custom(_AbstractUnscaled):
     """Any optax transformation, with the sharpness `limit` above which you know it to be unstable."""
 
     optimizer: optax.GradientTransformation
     limit: float | Callable[[Any], Any]
-
-    @property
-    def quantity(self):
-        """`"sharpness"`."""
-        return "sharpness"
 
     def transformation(self):
         """`optimizer`."""
@@ -213,11 +196,6 @@ class Custom(AbstractOptimizer):
     def threshold(self, step=0):
         """`limit`, at `step` if it is a function."""
         return _at(self.limit, step)
-
-    def preconditioner(self, state):
-        """None."""
-        del state
-        return None
 
 
 def _at(rate: Any, step: Any) -> Any:
