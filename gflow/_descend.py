@@ -51,9 +51,8 @@ def descend(
 
     - `model`, `data`, `loss`, `trainable`, `chunk_size`: as for [`gflow.Problem`][].
     - `optimizer`: the learning rate η of plain gradient descent, one of [`gflow.stability`][], or any
-        optax transformation. One that
-        needs the loss (a line search, Polyak's step) gets it; the evaluations of a line search are not
-        counted.
+        optax transformation. One that needs the loss (a line search, Polyak's step) gets it; the
+        evaluations of a line search are not counted.
     - `steps`: how many steps to make.
     - `learning_rate`: what a step of an optax transformation is worth in flow time, t = learning_rate · k;
         by default t = k. For plain descent it is η.

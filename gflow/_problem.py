@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gflow import losses
+from gflow import _tree, losses
 
 
 class Problem(eqx.Module):
@@ -68,7 +68,7 @@ class Problem(eqx.Module):
         if loss is None or isinstance(loss, losses.AbstractLoss | losses.Log):
             output, target = _shapes(model, self.data)
             loss = losses.default_loss(output, target) if loss is None else loss
-            if not _is_traced(self.data):
+            if not _tree.is_traced(self.data):
                 loss.check(output, np.asarray(self.data[1]))
         elif not callable(loss):
             raise ValueError(
@@ -160,7 +160,7 @@ class Problem(eqx.Module):
 
     def _check_mean(self) -> None:
         """A loss of the user's own can be taken in chunks only if it is a mean over examples."""
-        if self.examples < 2 or _is_traced((self.params, self.data)):
+        if self.examples < 2 or _tree.is_traced((self.params, self.data)):
             return
         model = self.model(self.params)
         first, second, both = (
@@ -177,12 +177,7 @@ class Problem(eqx.Module):
 
 def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
     """The parameters, checked, and the rest of the model."""
-    if trainable is None:
-        params, frozen = eqx.partition(model, eqx.is_inexact_array)
-    else:
-        selected, frozen = eqx.partition(model, trainable)
-        params, rest = eqx.partition(selected, eqx.is_inexact_array)
-        frozen = eqx.combine(frozen, rest)
+    params, frozen = _tree.partition(model, trainable)
     named = jtu.tree_leaves_with_path(params)
     if sum(leaf.size for _, leaf in named) == 0:
         raise ValueError(
@@ -203,7 +198,7 @@ def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
                 "can't be followed accurately; cast the model to float32 or float64.",
                 stacklevel=4,
             )
-        if not _is_traced(leaf) and not np.all(np.isfinite(np.asarray(leaf, dtype=np.float64))):
+        if not _tree.is_traced(leaf) and not np.all(np.isfinite(np.asarray(leaf, dtype=np.float64))):
             raise ValueError(
                 f"model must have finite parameters, but the leaf {name} contains NaN or infinity; "
                 "check the initialisation."
@@ -234,7 +229,7 @@ def _as_arrays(data: PyTree, dtype: np.dtype) -> PyTree[Array]:
                 "numpy.asarray."
             ) from error
         if jnp.issubdtype(array.dtype, jnp.floating):
-            if not _is_traced(array) and not np.all(np.isfinite(np.asarray(array, np.float64))):
+            if not _tree.is_traced(array) and not np.all(np.isfinite(np.asarray(array, np.float64))):
                 bad = np.argwhere(~np.isfinite(np.asarray(array, np.float64)))[0]
                 raise ValueError(
                     f"{name} must be finite, but holds NaN or infinity, first at index "
@@ -327,7 +322,3 @@ def _check_chunk_size(chunk_size: int | None) -> int | None:
             f"chunk_size must be a positive number of examples or None, but {chunk_size!r} came."
         )
     return None if chunk_size is None else int(chunk_size)
-
-
-def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(tree))

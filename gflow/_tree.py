@@ -1,12 +1,26 @@
 """Vector algebra on PyTrees of arrays: the few operations that the rest of gflow needs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree, Shaped
+
+
+def partition(tree: PyTree, trainable: PyTree | Callable[[Any], bool] | None) -> tuple[PyTree, PyTree]:
+    """The inexact arrays that a filter specification selects (all without one), and everything else."""
+    selected, others = eqx.partition(tree, eqx.is_inexact_array if trainable is None else trainable)
+    params, rest = eqx.partition(selected, eqx.is_inexact_array)
+    return params, eqx.combine(others, rest)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any leaf has no value yet, in code that is being compiled or transformed."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(tree))
 
 
 def dot(a: PyTree[Array], b: PyTree[Array]) -> Shaped[Array, ""]:

@@ -136,7 +136,7 @@ class Logistic(AbstractExponentialTail):
     def check(self, output, targets):
         """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
         _same_shape("Logistic", output, targets)
-        _plus_minus_one("Logistic", targets)
+        check_signs(targets, "loss=Logistic()")
 
 
 class Exponential(AbstractExponentialTail):
@@ -156,7 +156,7 @@ class Exponential(AbstractExponentialTail):
     def check(self, output, targets):
         """Raises `ValueError` unless each target has the shape of an output and is +1 or −1."""
         _same_shape("Exponential", output, targets)
-        _plus_minus_one("Exponential", targets)
+        check_signs(targets, "loss=Exponential()")
 
 
 class CrossEntropy(AbstractExponentialTail):
@@ -182,19 +182,7 @@ class CrossEntropy(AbstractExponentialTail):
                 f"least two logits, but the output has shape {output.shape}; use Logistic() for one "
                 "logit."
             )
-        if targets.dtype.kind not in "iu" or targets.ndim != 1:
-            raise ValueError(
-                "y must be a one-dimensional array of integer class labels for the cross-entropy, "
-                f"but has dtype {targets.dtype} and shape {targets.shape}; pass labels 0 … K-1, or "
-                "another loss."
-            )
-        classes = output.shape[0]
-        if targets.size and (targets.min() < 0 or targets.max() >= classes):
-            raise ValueError(
-                f"y must hold labels from 0 to {classes - 1}, because the model has {classes} "
-                f"outputs, but runs from {targets.min()} to {targets.max()}; relabel y or give the "
-                "model as many outputs as there are classes."
-            )
+        check_classes(targets, output.shape[0], "the cross-entropy")
 
 
 def default_loss(output: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> AbstractLoss:
@@ -231,16 +219,32 @@ def _same_shape(name: str, output: jax.ShapeDtypeStruct, targets: np.ndarray) ->
         )
 
 
-def _plus_minus_one(name: str, targets: np.ndarray) -> None:
+def check_signs(targets: np.ndarray, what: str) -> None:
+    """Raises `ValueError` unless all labels are +1 or -1; `what` needs them."""
     values: Any = np.unique(targets) if _is_real(targets) else targets[:3]
     if not _is_real(targets) or not np.all(np.isin(values, (-1, 1))):
         shown = ", ".join(str(v) for v in values[:5])
         raise ValueError(
-            f"y must hold the labels +1 and -1 for loss={name}(), but holds {shown} (dtype "
-            f"{targets.dtype}); map the two classes to ±1."
+            f"y must hold the labels +1 and -1 for {what}, but holds {shown} (dtype {targets.dtype}); "
+            "map the two classes to ±1."
         )
 
 
 def _is_real(targets: np.ndarray) -> bool:
     real = (jnp.floating, jnp.integer)  # jnp's, because bfloat16 is no floating type to NumPy
     return any(jnp.issubdtype(targets.dtype, kind) for kind in real)
+
+
+def check_classes(targets: np.ndarray, classes: int, what: str) -> None:
+    """Raises `ValueError` unless all labels are integers from 0 to `classes` - 1; `what` needs them."""
+    if targets.dtype.kind not in "iu" or targets.ndim != 1:
+        raise ValueError(
+            f"y must be a one-dimensional array of integer class labels for {what}, but has dtype "
+            f"{targets.dtype} and shape {targets.shape}; pass labels 0 … K-1, or another loss."
+        )
+    if targets.size and (targets.min() < 0 or targets.max() >= classes):
+        raise ValueError(
+            f"y must hold labels from 0 to {classes - 1}, because the model has {classes} outputs, but runs "
+            f"from {targets.min()} to {targets.max()}; relabel y or give the model as many outputs as there "
+            "are classes."
+        )

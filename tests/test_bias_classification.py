@@ -278,14 +278,12 @@ def test_coordinate_descent_moves_the_steepest_coordinate():
 )
 def test_steepest_descent_reaches_the_margin_of_its_norm(separable, optimizer, order):
     x, y = separable
-    # log of the exponential loss, which doesn't underflow
-    log_loss = lambda model, data: jax.nn.logsumexp(-data[1] * jax.vmap(model)(data[0]))
     traj = gflow.descend(
         Linear(jnp.zeros(3)),
         separable,
         optimizer(lambda k: 0.1 / jnp.sqrt(k + 1.0)),
         20_000,
-        loss=log_loss,
+        loss=gflow.losses.Log(gflow.losses.Exponential()),
         save_every=20_000,
         observe={"q": lambda model, data: bias.margins(model, data)},
     )

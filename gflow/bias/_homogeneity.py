@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -38,7 +37,7 @@ def homogeneity_degree(
         K. Lyu and J. Li. Gradient Descent Maximizes the Margin of Homogeneous Neural Networks. ICLR 2020.
         [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
     """
-    params, frozen = split(model, trainable)
+    params, frozen = _tree.partition(model, trainable)
 
     def scaled(params: PyTree, c: float) -> Array:
         return outputs(eqx.combine(jtu.tree_map(lambda leaf: c * leaf, params), frozen), x)
@@ -68,13 +67,6 @@ def homogeneity_degree(
     )
 
 
-def split(model: PyTree, trainable: PyTree | Callable[[Any], bool] | None) -> tuple[PyTree, PyTree]:
-    """Parameters θ and everything else, as in `gflow.Problem`."""
-    selected, rest = eqx.partition(model, eqx.is_inexact_array if trainable is None else trainable)
-    params, others = eqx.partition(selected, eqx.is_inexact_array)
-    return params, eqx.combine(others, rest)
-
-
 def outputs(model: Callable, x: PyTree) -> Float[Array, "n ..."]:
     """f(xᵢ) for every example, without TF32 or bfloat16 products."""
     with jax.default_matmul_precision("highest"):
@@ -83,7 +75,7 @@ def outputs(model: Callable, x: PyTree) -> Float[Array, "n ..."]:
 
 def refuse(condition: Bool[Array, ""], value: PyTree, message: str) -> Any:
     """`value`, unless `condition` holds: then an error, in compiled code when it runs."""
-    if isinstance(condition, jax.core.Tracer):
+    if _tree.is_traced(condition):
         return eqx.error_if(value, condition, message)
     if condition:
         raise ValueError(message)

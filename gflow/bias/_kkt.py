@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, homogeneity_degree, split
+from gflow.bias._homogeneity import Data, homogeneity_degree
 from gflow.bias._margins import pairwise
 
 
@@ -35,7 +35,7 @@ def stationarity(
         [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
     """
     degree = homogeneity_degree(model, data[0], trainable=trainable)
-    params, frozen = split(model, trainable)
+    params, frozen = _tree.partition(model, trainable)
     smoothed = lambda params: -jax.nn.logsumexp(-pairwise(eqx.combine(params, frozen), data))
     pull = jax.grad(smoothed)(params)
     cosine = _tree.dot(params, pull) / (_tree.norm(params) * _tree.norm(pull))
@@ -77,7 +77,7 @@ def reconstruction_residual(
         N. Haim, G. Vardi, G. Yehudai, O. Shamir and M. Irani. Reconstructing Training Data from Trained
         Neural Networks. NeurIPS 2022. [arXiv:2206.07758](https://arxiv.org/abs/2206.07758)
     """
-    params, frozen = split(model, trainable)
+    params, frozen = _tree.partition(model, trainable)
     flat, unravel = ravel_pytree(params)
     target = flat / _tree.norm(flat)
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, homogeneity_degree, outputs, refuse, split
+from gflow.bias._homogeneity import Data, homogeneity_degree, outputs, refuse
 from gflow.bias._linear import linear_predictor
+from gflow.losses import check_classes, check_signs
 
 
 def margins(model: Callable, data: Data) -> Float[Array, " n"]:
@@ -90,7 +90,7 @@ def parameter_margin(
         [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
     """
     degree = homogeneity_degree(model, data[0], trainable=trainable)
-    params, _ = split(model, trainable)
+    params, _ = _tree.partition(model, trainable)
     return _smallest(model, data, smooth) / _tree.norm(params) ** degree
 
 
@@ -104,7 +104,12 @@ def pairwise(model: Callable, data: Data) -> Float[Array, "n ..."]:
             f"model must return one number or a vector of at least two logits for a margin, but its output "
             f"has shape {f.shape[1:]}; squeeze it."
         )
-    _check_labels(f, y)
+    if not _tree.is_traced(y):
+        targets = np.asarray(y)
+        if f.ndim == 1:
+            check_signs(targets, "a margin of one logit")
+        else:
+            check_classes(targets, f.shape[1], "a margin of several logits")
     if f.ndim == 1:
         return y * f
     own = jax.nn.one_hot(y, f.shape[1], dtype=bool)
@@ -114,19 +119,3 @@ def pairwise(model: Callable, data: Data) -> Float[Array, "n ..."]:
 def _smallest(model: Callable, data: Data, smooth: bool) -> Float[Array, ""]:
     q = pairwise(model, data)
     return -jax.nn.logsumexp(-q) if smooth else jnp.min(q)
-
-
-def _check_labels(f: Float[Array, "n ..."], y: Shaped[Array, " n"]) -> None:
-    if isinstance(y, jax.core.Tracer):
-        return
-    labels = np.unique(np.asarray(y))
-    shown = ", ".join(str(label) for label in labels[:5])
-    if f.ndim == 1 and not np.all(np.isin(labels, (-1, 1))):
-        raise ValueError(
-            f"y must hold the labels +1 and -1 for one logit, but holds {shown}; map them to ±1."
-        )
-    if f.ndim == 2 and (labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= f.shape[1]):
-        raise ValueError(
-            f"y must hold integer labels from 0 to {f.shape[1] - 1} for {f.shape[1]} logits, but holds "
-            f"{shown} (dtype {labels.dtype}); relabel it."
-        )

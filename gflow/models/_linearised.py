@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from gflow import _tree
+
 
 class Linearised(eqx.Module):
     """f(x; θ₀) + ⟨∇f(x; θ₀), δ⟩, of first order in the parameters: its flow is that of the tangent kernel.
@@ -31,8 +33,7 @@ class Linearised(eqx.Module):
     start: PyTree
 
     def __init__(self, model: Callable, trainable: PyTree | Callable[[Any], bool] | None = None):
-        selected = eqx.filter(model, eqx.is_inexact_array if trainable is None else trainable)
-        params = eqx.filter(selected, eqx.is_inexact_array)
+        params, _ = _tree.partition(model, trainable)
         self.displacement = jtu.tree_map(jnp.zeros_like, params)
         self.start = model
 
