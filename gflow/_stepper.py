@@ -129,7 +129,10 @@ def read_observables(observables, problem, params, states):
             f"observe records {', '.join(sorted(names))}, of which two are the same or what every trajectory "
             "records anyway; give each observable its own name."
         )
-    trusted = {item.name: reading.trusted for item, reading in zip(observables, readings, strict=True)}
+    trusted = {
+        f"{item.name} {reading.doubt}": reading.trusted
+        for item, reading in zip(observables, readings, strict=True)
+    }
     return values, tuple(reading.state for reading in readings), hvps, trusted
 
 
@@ -165,7 +168,7 @@ class Run:
         self.saved: list[PyTree] = []
         self.status, self.reason = "", ""
         self._gradients, self._hvps = 0, 0  # spent on records, and on locating a stop
-        self._doubtful: dict[str, Any] = {}  # how often an observable was not to be trusted
+        self._doubtful: dict[str, Any] = {}  # how often each doubt came up
         self._state: Any = None
         self._done = 0  # positions recorded
         self._located: tuple[float | int, int] | None = None
@@ -439,15 +442,12 @@ def doubts(
     """What may make a result untrustworthy, one sentence each.
 
     `losses` are those of the records and of the end, unless the run failed; `doubtful` says how often each
-    observable was not to be trusted.
+    doubt of an observable came up.
     """
     found = [] if losses is None else path.doubts(losses)
-    for name, count in doubtful.items():
+    for sentence, count in doubtful.items():
         if count:
-            found.append(
-                f"{name} did not reach its accuracy in {int(count)} of {len(t)} records; give its "
-                "observable a larger budget or a looser tolerance"
-            )
+            found.append(f"{sentence} ({int(count)} of {len(t)} records)")
     for name, values in records.items():
         if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
             row = int(np.argwhere(~np.isfinite(values))[0][0])

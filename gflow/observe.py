@@ -9,23 +9,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gflow import curvature
+from gflow import _tree, curvature
 from gflow._problem import Problem
 
-__all__ = ["AbstractObservable", "Function", "Reading", "Sharpness"]
+__all__ = ["AbstractObservable", "Conserved", "ConservedSign", "Function", "Reading", "Sharpness"]
 
 
 class Reading(NamedTuple):
     """What an observable saw: named arrays, its state for the next record, and the HVPs spent.
 
-    `trusted` is False where the values didn't reach the accuracy that was asked for; the trajectory then
-    carries a warning.
+    Where `trusted` is False, the values didn't reach the accuracy that was asked for, or show that the path
+    can't be right; the trajectory then carries a warning, the name of the observable followed by `doubt`.
     """
 
     values: dict[str, Array]
     state: PyTree
     hvps: Int[Array, ""]
     trusted: Bool[Array, ""] | bool = True
+    doubt: str = "did not reach its accuracy; give its observable a larger budget or a looser tolerance"
 
 
 class AbstractObservable(eqx.Module):
@@ -131,6 +132,81 @@ class Sharpness(AbstractObservable):
         values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
         top = jax.tree.map(lambda v: v[0], pairs.vectors)
         return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
+
+
+def _limit(limit: Any) -> float:
+    number = float(limit)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"limit must be a finite number of at least 0, but {limit!r} came.")
+    return number
+
+
+class Conserved(AbstractObservable):
+    """A quantity c(θ) that gradient flow conserves, such as the balancedness of a deep linear network.
+
+    Records the drift ‖c(θ(t)) − c(θ(0))‖ under the name `label`. If it exceeds `limit` at some record, the
+    trajectory carries a warning: the steps were too long for the path, or the quantity isn't conserved.
+
+    **Arguments:**
+
+    - `label`: the name.
+    - `function`: c, from `(model, data)` to an array or a PyTree of arrays.
+    - `limit`: the largest drift that is no reason for a warning.
+    """
+
+    label: str = eqx.field(static=True)
+    function: Callable[[Any, Any], PyTree[Array]]
+    limit: float | Float[Array, ""] = eqx.field(converter=_limit)
+
+    @property
+    def name(self):
+        """`label`."""
+        return self.label
+
+    def init(self, problem, params):
+        """c(θ(0))."""
+        return self.function(problem.model(params), problem.data)
+
+    def read(self, problem, params, state):
+        """{label: ‖c(θ) − c(θ(0))‖}."""
+        drift = _tree.norm(_tree.subtract(self.function(problem.model(params), problem.data), state))
+        doubt = "drifted beyond its limit, though the flow conserves it; use a smaller rtol and atol"
+        return Reading({self.label: drift}, state, jnp.array(0), drift <= self.limit, doubt)
+
+
+class ConservedSign(AbstractObservable):
+    """A quantity c(θ) whose sign gradient flow conserves, such as det(AB) of balanced A and B.
+
+    Records c under the name `label`. If at some record an entry has lost its sign, or is smaller than
+    `limit`, the trajectory carries a warning: rounding may have carried, or may carry, the path over to the
+    other side, where it ends elsewhere.
+
+    **Arguments:**
+
+    - `label`: the name.
+    - `function`: c, from `(model, data)` to an array.
+    - `limit`: the smallest |c| that is no reason for a warning, well above the rounding error of c.
+    """
+
+    label: str = eqx.field(static=True)
+    function: Callable[[Any, Any], Array]
+    limit: float | Float[Array, ""] = eqx.field(converter=_limit)
+
+    @property
+    def name(self):
+        """`label`."""
+        return self.label
+
+    def init(self, problem, params):
+        """The sign of c(θ(0))."""
+        return jnp.sign(self.function(problem.model(params), problem.data))
+
+    def read(self, problem, params, state):
+        """{label: c(θ)}."""
+        value = self.function(problem.model(params), problem.data)
+        kept = jnp.all(state * value > self.limit)
+        doubt = "lost its sign, or came so close to 0 that rounding may flip it, though the flow conserves it"
+        return Reading({self.label: value}, state, jnp.array(0), kept, doubt)
 
 
 def as_observables(

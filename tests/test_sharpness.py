@@ -148,6 +148,6 @@ def test_a_second_call_compiles_nothing():
 
 def test_a_record_that_did_not_converge_is_said():
     network = tanh_network()
-    with pytest.warns(UserWarning, match="sharpness did not reach its accuracy in 3 of 3 records"):
+    with pytest.warns(UserWarning, match="sharpness did not reach its accuracy.*3 of 3 records"):
         traj = gflow.integrate(*network, 1.0, save_at=3, observe=[gflow.observe.Sharpness(max_hvps=2)])
     assert any("sharpness" in sentence for sentence in traj.warnings)
