@@ -69,11 +69,12 @@ def integrate(
     - `rtol`, `atol`: tolerances of the step-size control: the root mean square over parameters of
         error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they
         are first translated so that the error at the end, and not that of a step, is about `rtol`.
-        `atol` must lie far below the scale of a tiny initialisation.
+        `atol` must lie far below the scale of a tiny initialisation. Beside a `controller` of your own they
+        only fill in what an implicit solver leaves open.
     - `controller`: a diffrax step size controller in place of `diffrax.PIDController(rtol, atol)` (of
         [`gflow.solvers.Predictive`][] for the solvers there), for instance `diffrax.ConstantStepSize()`
         with `dt0`.
-    - `dt0`: the first step; by default 0.01, or with a solver of [`gflow.solvers`][] what the speed at the
+    - `dt0`: the first step; by default 0.01, or with [`gflow.solvers.Predictive`][] what the speed at the
         start suggests. From there the controller takes over.
     - `save_at`: how many evenly spaced times to record, both ends included, or an increasing array of
         times. The steps are the same whatever is recorded.
@@ -269,12 +270,12 @@ def _save_times(save_at: Any, t_max: Any, has_stop: bool, dtype: np.dtype) -> np
             raise ValueError(
                 f"save_at must be a one-dimensional array of finite times, but {save_at!r} came."
             )
-        unsorted = np.flatnonzero(np.diff(times) <= 0)
+        unsorted = np.flatnonzero(np.diff(times.astype(dtype)) <= 0)
         if len(unsorted):
             i = int(unsorted[0])
             raise ValueError(
-                f"save_at must increase strictly, but save_at[{i}] = {times[i]:.6g} is followed by "
-                f"{times[i + 1]:.6g}; sort the times and remove duplicates."
+                f"save_at must increase strictly in {np.dtype(dtype).name}, but save_at[{i}] = "
+                f"{times[i]:.9g} is followed by {times[i + 1]:.9g}; sort the times and remove duplicates."
             )
         if times[0] < 0 or times[-1] > t_max * (1 + 1e-12):
             raise ValueError(

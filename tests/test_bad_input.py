@@ -74,6 +74,11 @@ def test_save_times(save_at, message):
     refuses(message, gflow.integrate, MODEL, DATA, 1.0, save_at=save_at)
 
 
+def test_save_times_that_only_float64_tells_apart():
+    single = Linear(jnp.zeros(1, dtype=jnp.float32))
+    refuses("increase strictly in float32", gflow.integrate, single, DATA, 1.0, save_at=[0.5, 0.5 + 1e-12])
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1, np.nan, np.inf])
 def test_learning_rate(rate):
     refuses("optimizer must be a positive finite learning rate, or", gflow.descend, MODEL, DATA, rate, 5)

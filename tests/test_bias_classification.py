@@ -293,3 +293,11 @@ def test_steepest_descent_reaches_the_margin_of_its_norm(separable, optimizer, o
     ratio = float(bias.linear_margin(traj.model, separable, order)) / best
     assert 0.95 < ratio < 1 + 1e-6
     np.testing.assert_allclose(traj["q"][-1], y * (x @ np.asarray(traj.model.w)))
+
+
+def test_directions_of_adversaries_need_signs(separable):
+    x, y = (jnp.asarray(part) for part in separable)
+    with pytest.raises(ValueError, match="labels .1 and -1 for universal_direction"):
+        bias.universal_direction((x, (y + 1) / 2))
+    with pytest.raises(ValueError, match="labels .1 and -1 for flip_radii"):
+        bias.flip_radii(Linear(jnp.ones(3)), (x, 2 * y), jnp.ones(3), 1.0)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
 from gflow.bias._homogeneity import Data, outputs
+from gflow.losses import check_signs
 
 
 def direction_distance(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""]:
@@ -30,13 +32,15 @@ def increment_direction(earlier: PyTree[Array], later: PyTree[Array]) -> PyTree[
 def universal_direction(data: Data) -> Float[Array, " d"]:
     """The direction Σᵢ yᵢ xᵢ, normalised: on nearly orthogonal data small moves along it flip every example.
 
+    **Raises:** `ValueError` for labels other than ±1.
+
     ??? cite "Reference"
 
         G. Vardi, G. Yehudai and O. Shamir. Gradient Methods Provably Converge to Non-Robust Networks.
         NeurIPS 2022. [arXiv:2202.04347](https://arxiv.org/abs/2202.04347)
     """
-    x, y = (jnp.asarray(part) for part in data)
-    direction = jnp.tensordot(y.astype(x.dtype), x, axes=1)
+    x, y = _signed(data, "universal_direction")
+    direction = jnp.tensordot(y, x, axes=1, precision="highest")
     return direction / jnp.linalg.norm(direction)
 
 
@@ -52,8 +56,10 @@ def flip_radii(
 
     The first sign change on a grid of so many `points` is refined by bisection. An example that is
     misclassified at once has r = 0.
+
+    **Raises:** `ValueError` for labels other than ±1.
     """
-    x, y = (jnp.asarray(part) for part in data)
+    x, y = _signed(data, "flip_radii")
     z = direction / jnp.linalg.norm(direction)
 
     def of_one(x, y):
@@ -71,4 +77,11 @@ def flip_radii(
         radius = jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant, halve, bounds)[1]
         return jnp.where(jnp.any(wrong), radius, jnp.inf)
 
-    return jax.vmap(of_one)(x, y.astype(x.dtype))
+    return jax.vmap(of_one)(x, y)
+
+
+def _signed(data: Data, what: str) -> tuple[Array, Array]:
+    x, y = (jnp.asarray(part) for part in data)
+    if not _tree.is_traced(y):
+        check_signs(np.asarray(y), what)
+    return x, y.astype(x.dtype)

@@ -74,12 +74,12 @@ def parameter_margin(
     smooth: bool = False,
     trainable: PyTree | Callable[[Any], bool] | None = None,
 ) -> Float[Array, ""]:
-    """Normalised margin in parameter space, minᵢ qᵢ / ‖θ‖ᴸ, of a model homogeneous of degree L.
+    """Normalised margin in parameter space, minᵢ qᵢ / ‖θ‖ᵈ, of a model homogeneous of degree d.
 
     **Arguments:**
 
     - `smooth`: whether −log Σᵢ exp(−qᵢ) takes the place of minᵢ qᵢ. With the exponential loss this is
-        log(1/(nL)) / ‖θ‖ᴸ, which never decreases along the gradient flow once L < 1/n.
+        log(1/(nL)) / ‖θ‖ᵈ for the loss L, which never decreases along the gradient flow once L < 1/n.
     - `trainable`: selects θ as in [`gflow.Problem`][].
 
     **Raises:** `ValueError` if the model is not homogeneous, see [`gflow.bias.homogeneity_degree`][].
