@@ -46,7 +46,7 @@ def write(name: str, results: Mapping[str, Any], output: str | os.PathLike = RES
 def environment() -> dict[str, Any]:
     """Machine, versions, settings, date and command."""
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", _script(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu(),
@@ -120,6 +120,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _script() -> str:
+    """The script that runs, as it is called from the root of the repository."""
+    path = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _cpu() -> str:

@@ -49,7 +49,7 @@ def test_results_survive_the_file(report, tmp_path):
 
 
 def test_results_come_with_their_circumstances(report, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/trial.py", "--quick"])
+    monkeypatch.setattr("sys.argv", [str(PATH.with_name("trial.py")), "--quick"])
     stored = json.loads(report.write("trial", {}, tmp_path).read_text(encoding="utf-8"))
     assert stored["benchmark"] == "trial"
     assert stored["command"] == "python benchmarks/trial.py --quick"

@@ -1,0 +1,157 @@
+"""What the theory says, computed without gflow: closed forms, quadrature, convex programs.
+
+Everything here is NumPy, SciPy and cvxpy in float64. Inputs and outputs are NumPy arrays.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.integrate
+import scipy.optimize
+
+Vector = np.ndarray
+Matrix = np.ndarray
+
+
+# The toy model σ' = σ^{2−2/N} (σ* − σ) ------------------------------------------------------------
+
+
+def toy_value(depth: int, t: Vector, start: float, target: float) -> Vector:
+    """σ(t) of the toy model of depth 1 or 2."""
+    if depth == 1:
+        return target + (start - target) * np.exp(-t)
+    assert depth == 2, "only depths 1 and 2 can be solved for σ"
+    return start * target / (start + (target - start) * np.exp(-target * t))
+
+
+def toy_time(depth: float, sigma: Vector, start: float, target: float) -> Vector:
+    """When σ is reached from `start`: in closed form for N = 3 and ∞, else by quadrature in log σ."""
+    if depth == 3:
+        a = np.cbrt(target)
+
+        def primitive(s):
+            w = np.cbrt(s)
+            arc = np.sqrt(3) * np.arctan((2 * w + a) / (np.sqrt(3) * a))
+            logs = -np.log(a - w) + np.log(w**2 + a * w + a**2) / 2
+            return 3 / a**3 * (-1 / w + (logs - arc) / (3 * a))
+
+        return primitive(sigma) - primitive(start)
+    if depth == np.inf:
+        logs = np.log(sigma * (target - start) / (start * (target - sigma)))
+        return logs / target**2 - (1 / sigma - 1 / start) / target
+    rate = lambda u: np.exp(u * (2 / depth - 1)) / (target - np.exp(u))
+    integral = lambda s: scipy.integrate.quad(
+        rate, np.log(start), np.log(s), epsabs=0, epsrel=1e-12, limit=500
+    )
+    return np.array([integral(s)[0] for s in np.atleast_1d(sigma)])
+
+
+def toy_threshold(ratio: float, depth: float, s: float, f: float) -> float:
+    """log x_th of (s, f)-incremental learning of two values with targets r and 1, by root finding.
+
+    Times are integrated in log u; the smaller value needs from x to s as long as the larger one from x to rf.
+    """
+    p = 1 - 2 / depth
+
+    def integral(rate, low, high):
+        pieces = np.linspace(low, high, max(int(high - low), 1) + 1)
+        quad = lambda a, b: scipy.integrate.fixed_quad(rate, a, b, n=30)[0]
+        return sum(quad(a, b) for a, b in zip(pieces[:-1], pieces[1:], strict=True))
+
+    # the time difference of two integrals over the same interval, taken as one integral
+    ahead = lambda u: (ratio - 1) * np.exp(-p * u) / ((1 - np.exp(u)) * (ratio - np.exp(u)))
+    needed = integral(lambda u: np.exp(-p * u) / (ratio - np.exp(u)), np.log(s), np.log(ratio * f))
+    excess = lambda log_x: integral(ahead, log_x, np.log(s)) - needed
+    low = np.log(s) - 1.0
+    while excess(low) < 0:
+        low = np.log(s) - 2 * (np.log(s) - low)
+    return float(scipy.optimize.brentq(excess, low, np.log(s), xtol=1e-13, rtol=1e-14))
+
+
+# Regression: linear, and in the geometry of a potential -------------------------------------------
+
+
+def least_squares_path(x: Matrix, y: Vector, start: Vector, t: Vector) -> Matrix:
+    """w(t) of w' = −Xᵀ(Xw − y), one row for each time."""
+    values, u = np.linalg.eigh(x @ x.T)
+    weights = -np.expm1(-np.outer(t, values)) / values
+    return start + (weights * (u.T @ (y - x @ start))) @ u.T @ x
+
+
+def closest(x: Matrix, y: Vector, start: Vector) -> Vector:
+    """The solution of Xw = y closest to `start`."""
+    return start + np.linalg.lstsq(x, y - x @ start, rcond=None)[0]
+
+
+def dual_newton(
+    x: Matrix,
+    y: Vector,
+    inverse: Callable[[Vector], Vector],
+    slope: Callable[[Vector], Vector],
+    conjugate: Callable[[Vector], Vector],
+    start: Vector | float = 0.0,
+    reach: float = np.inf,
+) -> Vector:
+    """The w = h(z₀ + Xᵀν) with Xw = y, by damped Newton steps on the convex dual Σ H(z₀ + Xᵀν) − y·ν.
+
+    `inverse`, `slope`, `conjugate` are h, h' and H with H' = h, and z₀ is `start`; |z| < `reach` is their domain.
+    It is what a mirror flow converges to, and found without integrating anything.
+    """
+    nu = np.zeros(len(y))
+    z0 = np.broadcast_to(start, x.shape[1])
+    for _ in range(500):
+        z = z0 + x.T @ nu
+        residual = x @ inverse(z) - y
+        if np.abs(residual).max() < 1e-14 * np.abs(y).max():
+            break
+        step = np.linalg.lstsq((x * slope(z)) @ x.T, residual, rcond=None)[0]
+        move = x.T @ step
+        dual = lambda damping, z=z, move=move, step=step: (
+            np.sum(conjugate(z - damping * move) - conjugate(z)) + (damping * (y @ step))
+        )
+        damping = min(1.0, 1 / np.abs(move).max())
+        while (np.abs(z - damping * move).max() >= reach or dual(damping) > 0) and damping > 1e-15:
+            damping /= 2
+        if damping <= 1e-15:  # the dual can't be resolved any finer: a plain Newton step
+            damping = 1.0 if np.abs(z - move).max() < reach and np.abs(move).max() < 1e-3 else 0.0
+        nu = nu - damping * step
+    w = inverse(z0 + x.T @ nu)
+    assert np.abs(x @ w - y).max() < 1e-10 * np.abs(y).max(), "the dual Newton method did not converge"
+    return w
+
+
+def hypentropy_limit(x: Matrix, y: Vector, scale: float, start: Vector | float = 0.0) -> Vector:
+    """w = k sinh(z₀ + Xᵀν) with Xw = y, k = `scale`, which is 2α² for w = u² − v² from u = v = α."""
+    return dual_newton(
+        x,
+        y,
+        lambda z: scale * np.sinh(z),
+        lambda z: scale * np.cosh(z),
+        lambda z: scale * np.cosh(z),
+        start=start,
+    )
+
+
+def deep_hypentropy_limit(x: Matrix, y: Vector, alpha: float, depth: int) -> Vector:
+    """w = αᴰ [(1−z)^{−q} − (1+z)^{−q}], z = Xᵀν, q = D/(D−2), with Xw = y: the limit of uᴰ − vᴰ from α."""
+    q, c = depth / (depth - 2), alpha**depth
+    return dual_newton(
+        x,
+        y,
+        lambda z: c * ((1 - z) ** -q - (1 + z) ** -q),
+        lambda z: c * q * ((1 - z) ** (-q - 1) + (1 + z) ** (-q - 1)),
+        lambda z: c / (q - 1) * ((1 - z) ** (1 - q) + (1 + z) ** (1 - q)),
+        reach=1.0,
+    )
+
+
+def smallest_l1(x: Matrix, y: Vector) -> Vector:
+    """argmin ‖w‖₁ subject to Xw = y, as a linear program in w₊ and w₋."""
+    found = scipy.optimize.linprog(np.ones(2 * x.shape[1]), A_eq=np.hstack([x, -x]), b_eq=y)
+    assert found.status == 0, found.message
+    return found.x[: x.shape[1]] - found.x[x.shape[1] :]
+
+
+def kl_projection(x: Matrix, y: Vector, start: Vector) -> Vector:
+    """argmin KL(w, start) subject to Xw = y, which is start ⊙ exp(Xᵀν)."""
+    return dual_newton(x, y, np.exp, np.exp, np.exp, start=np.log(start))
