@@ -260,6 +260,10 @@ class FlowPath(AbstractPath):
         margins, hvps = evaluate(t)
         return t, jnp.argmin(margins), count + 1, spent + hvps
 
+    def next_step(self, state):
+        """None: what a step of the solver does is no property of the flow."""
+        return None
+
     def shown(self, state):
         """The step size."""
         return {"step": f"{float(state.t_next - state.t):.3g}"}
