@@ -32,7 +32,7 @@ _LONGEST = 6  # steps between two looks at the Ritz values, at most
 
 
 class Eigenpairs(eqx.Module):
-    """The k largest (algebraic) eigenvalues of a symmetric operator A, largest first.
+    """Eigenpairs of a symmetric operator A, largest eigenvalue first.
 
     **Attributes:**
 
