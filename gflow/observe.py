@@ -80,18 +80,19 @@ class Function(AbstractObservable):
 class Sharpness(AbstractObservable):
     """Sharpness: the k largest eigenvalues (algebraically) of the Hessian ∇²L(θ).
 
-    Found by Lanczos iterations on Hessian-vector products until the residual ‖Hv − λv‖ says so, each
-    record starting from the eigenvector of the last one.
+    Tracked from record to record by [`gflow.curvature.follow`][]: a few Hessian-vector products where
+    the path is smooth, more where its eigenvectors turn, until the estimate of the error says so.
 
     **Arguments:**
 
     - `k`: how many eigenvalues. The record is a scalar for k = 1 and has shape (k,), in descending
         order, otherwise.
-    - `rtol`: the residual to reach, relative to the eigenvalue; by default 1e-6 in float64 and 1e-4 in
-        float32.
-    - `max_hvps`: the most Hessian-vector products for one record.
+    - `rtol`: the relative error of the eigenvalues, as estimated from residual and gap; by default 1e-6 in
+        float64 and 1e-4 in float32.
+    - `max_hvps`: the most Hessian-vector products for one record; by default 1000 + 100 k.
 
-    Records `sharpness` and `sharpness_residual`, the residual ‖Hv − λv‖ that was reached.
+    Records `sharpness`; `sharpness_residual`, the residual ‖Hv − λv‖ that was reached; and
+    `sharpness_hvps`, the Hessian-vector products that the record took.
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -112,26 +113,22 @@ class Sharpness(AbstractObservable):
         return "sharpness"
 
     def init(self, problem, params):
-        """No eigenvector yet, and no record."""
-        del problem
-        return jax.tree.map(jnp.zeros_like, params), jnp.array(0)
+        """A track that has seen nothing yet."""
+        del params
+        return curvature.start_track(problem, self.k)
 
     def read(self, problem, params, state):
-        """The eigenvalues, warm-started from the last record."""
-        vector, count = state
-        pairs = curvature.track(
-            problem,
-            params,
-            vector,
-            self.k,
-            rtol=self.rtol,
-            max_hvps=self.max_hvps,
-            key=jax.random.fold_in(jax.random.key(0), count),
+        """The eigenvalues, from those of the last records."""
+        pairs, track = curvature.follow(
+            problem, params, state, self.k, rtol=self.rtol, max_hvps=self.max_hvps
         )
         squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
-        values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
-        top = jax.tree.map(lambda v: v[0], pairs.vectors)
-        return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
+        values = {
+            "sharpness": squeeze(pairs.values),
+            "sharpness_residual": squeeze(pairs.residuals),
+            "sharpness_hvps": pairs.hvps,
+        }
+        return Reading(values, track, pairs.hvps, pairs.converged)
 
 
 def _limit(limit: Any) -> float:

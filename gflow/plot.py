@@ -27,6 +27,7 @@ _SYMBOLS = {
     "gradient_norm": r"gradient norm $\|\nabla L\|$",
     "sharpness": r"sharpness $\lambda_{\max}(\nabla^2 L)$",
     "sharpness_residual": r"residual $\|Hv-\lambda v\|$",
+    "sharpness_hvps": "Hessian-vector products",
 }
 
 

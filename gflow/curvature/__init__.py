@@ -19,13 +19,16 @@ from gflow.curvature._ntk import ntk
 from gflow.curvature._operators import block, hessian, preconditioned
 from gflow.curvature._sharpness import Sharpness, sharpness, track
 from gflow.curvature._trace import TraceEstimate, trace
+from gflow.curvature._tracker import Track, follow, start_track
 
 __all__ = [
     "Eigenpairs",
     "Sharpness",
     "SpectralDensity",
+    "Track",
     "TraceEstimate",
     "block",
+    "follow",
     "functional_hessian",
     "gauss_newton",
     "hessian",
@@ -33,6 +36,7 @@ __all__ = [
     "preconditioned",
     "sharpness",
     "spectral_density",
+    "start_track",
     "top_eigenpairs",
     "trace",
     "track",
