@@ -17,7 +17,7 @@ from gflow.curvature._gauss_newton import functional_hessian, gauss_newton
 from gflow.curvature._lanczos import Eigenpairs
 from gflow.curvature._ntk import ntk
 from gflow.curvature._operators import block, hessian, preconditioned
-from gflow.curvature._sharpness import Sharpness, sharpness, track
+from gflow.curvature._sharpness import Sharpness, sharpness
 from gflow.curvature._trace import TraceEstimate, trace
 from gflow.curvature._tracker import Track, follow, start_track
 
@@ -39,5 +39,4 @@ __all__ = [
     "start_track",
     "top_eigenpairs",
     "trace",
-    "track",
 ]

@@ -5,13 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from gflow._problem import Problem
-from gflow.curvature._eigenpairs import default_hvps, default_rtol, top_eigenpairs
-from gflow.curvature._lanczos import Eigenpairs, lanczos, warm_start
+from gflow.curvature._eigenpairs import top_eigenpairs
 
 
 class Sharpness(eqx.Module):
@@ -31,39 +28,6 @@ class Sharpness(eqx.Module):
     residual: Float[Array, ""]
     hvps: Int[Array, ""]
     converged: Bool[Array, ""]
-
-
-def track(
-    problem: Problem,
-    params: PyTree[Array],
-    vector: PyTree[Array] | None,
-    k: int = 1,
-    *,
-    rtol: float | Float[Array, ""] | None = None,
-    max_hvps: int | Int[Array, ""] | None = None,
-    key: Key[Array, ""] | None = None,
-) -> Eigenpairs:
-    """As [`gflow.curvature.top_eigenpairs`][], but for use inside compiled code, and warm-started.
-
-    **Arguments:** `vector` is an eigenvector found nearby, or `None` for a random start. Nothing is
-    checked and nothing is warned of: look at `converged`.
-    """
-    dtype = problem.dtype
-    key = jax.random.key(0) if key is None else key
-    first, second = jax.random.split(key)
-    flat, unravel = ravel_pytree(params)
-    guess = jnp.zeros_like(flat) if vector is None else ravel_pytree(vector)[0]
-    start, share = warm_start(guess, first)
-    pairs = lanczos(
-        lambda v: ravel_pytree(problem.hvp(params, unravel(v)))[0],
-        start,
-        k,
-        rtol=default_rtol(dtype) if rtol is None else rtol,
-        max_hvps=default_hvps(k) if max_hvps is None else max_hvps,
-        random_share=share,
-        key=second,
-    )
-    return eqx.tree_at(lambda p: p.vectors, pairs, jax.vmap(unravel)(pairs.vectors))
 
 
 def sharpness(
