@@ -91,18 +91,19 @@ class Function(AbstractObservable):
 class Sharpness(AbstractObservable):
     """Sharpness: the k largest eigenvalues (algebraically) of the Hessian ∇²L(θ).
 
-    Found by Lanczos iterations on Hessian-vector products until the residual ‖Hv − λv‖ says so, each
-    record starting from the eigenvector of the last one.
+    Tracked from record to record by [`gflow.curvature.follow`][]: a few Hessian-vector products where
+    the path is smooth, more where its eigenvectors turn, until the estimate of the error says so.
 
     **Arguments:**
 
     - `k`: how many eigenvalues. The record is a scalar for k = 1 and has shape (k,), in descending
         order, otherwise.
-    - `rtol`: the residual to reach, relative to the eigenvalue; by default 1e-6 in float64 and 1e-4 in
-        float32.
-    - `max_hvps`: the most Hessian-vector products for one record.
+    - `rtol`: the relative error of the eigenvalues, as estimated from residual and gap; by default 1e-6 in
+        float64 and 1e-4 in float32.
+    - `max_hvps`: the most Hessian-vector products for one record; by default 1000 + 100 k.
 
-    Records `sharpness` and `sharpness_residual`, the residual ‖Hv − λv‖ that was reached.
+    Records `sharpness`; `sharpness_residual`, the residual ‖Hv − λv‖ that was reached; and
+    `sharpness_hvps`, the Hessian-vector products that the record took.
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -123,26 +124,22 @@ class Sharpness(AbstractObservable):
         return "sharpness"
 
     def init(self, problem, params):
-        """No eigenvector yet, and no record."""
-        del problem
-        return jax.tree.map(jnp.zeros_like, params), jnp.array(0)
+        """A track that has seen nothing yet."""
+        del params
+        return curvature.start_track(problem, self.k)
 
     def read(self, problem, params, state):
-        """The eigenvalues, warm-started from the last record."""
-        vector, count = state
-        pairs = curvature.track(
-            problem,
-            params,
-            vector,
-            self.k,
-            rtol=self.rtol,
-            max_hvps=self.max_hvps,
-            key=jax.random.fold_in(jax.random.key(0), count),
+        """The eigenvalues, from those of the last records."""
+        pairs, track = curvature.follow(
+            problem, params, state, self.k, rtol=self.rtol, max_hvps=self.max_hvps
         )
         squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
-        values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
-        top = jax.tree.map(lambda v: v[0], pairs.vectors)
-        return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
+        values = {
+            "sharpness": squeeze(pairs.values),
+            "sharpness_residual": squeeze(pairs.residuals),
+            "sharpness_hvps": pairs.hvps,
+        }
+        return Reading(values, track, pairs.hvps, pairs.converged)
 
 
 class Step(NamedTuple):
@@ -189,7 +186,8 @@ class PreconditionedSharpness(AbstractStepObservable):
 
     **Arguments:** `k`, `rtol` and `max_hvps` as for [`gflow.observe.Sharpness`][].
 
-    Records `preconditioned_sharpness` and `preconditioned_sharpness_residual`.
+    Records `preconditioned_sharpness`, and as that does `preconditioned_sharpness_residual` and
+    `preconditioned_sharpness_hvps`.
 
     ??? cite "Reference"
 
@@ -253,26 +251,18 @@ class Oscillation(AbstractStepObservable):
         return "oscillation"
 
     def init(self, problem, params):
-        """No eigenvector yet, and no record."""
-        del problem
-        return jax.tree.map(jnp.zeros_like, params), jnp.array(0)
+        """A track that has seen nothing yet, and no eigenvector."""
+        return curvature.start_track(problem), jax.tree.map(jnp.zeros_like, params)
 
     def read_step(self, problem, step, state):
         """Loss and top eigenpair midway."""
-        last, count = state
+        track, last = state
         midpoint = jax.tree.map(lambda a, b: (a + b) / 2, step.params, step.after)
         half = _tree.subtract(step.after, midpoint)
         seen, where = _preconditioned(problem, midpoint, step)
         if step.preconditioner is not None:
             half = jax.tree.map(lambda p, x: jnp.sqrt(p) * x, step.preconditioner, half)
-        pairs = curvature.track(
-            seen,
-            where,
-            last,
-            rtol=self.rtol,
-            max_hvps=self.max_hvps,
-            key=jax.random.fold_in(jax.random.key(1), count),
-        )
+        pairs, track = curvature.follow(seen, where, track, rtol=self.rtol, max_hvps=self.max_hvps)
         top = jax.tree.map(lambda v: v[0], pairs.vectors)
         sign = jnp.where(_tree.dot(top, last) < 0, -1, 1)
         top = jax.tree.map(lambda v: sign * v, top)
@@ -281,7 +271,7 @@ class Oscillation(AbstractStepObservable):
             "midpoint_loss": problem.value(midpoint),
             "midpoint_sharpness": pairs.values[0],
         }
-        return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
+        return Reading(values, (track, top), pairs.hvps, pairs.converged)
 
 
 class _Rescaled(eqx.Module):

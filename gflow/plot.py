@@ -29,11 +29,13 @@ _SYMBOLS = {
     "gradient_norm": r"gradient norm $\|\nabla L\|$",
     "sharpness": r"sharpness $\lambda_{\max}(\nabla^2 L)$",
     "sharpness_residual": r"residual $\|Hv-\lambda v\|$",
+    "sharpness_hvps": "Hessian-vector products",
     "preconditioned_sharpness": "preconditioned\n" + r"$\lambda_{\max}(P^{-1/2}\nabla^2 L\,P^{-1/2})$",
     "preconditioned_sharpness_residual": r"residual $\|Hv-\lambda v\|$",
     "oscillation": "oscillation\n" + r"$\langle v, \theta_{k+1}-\theta_k\rangle/2$",
     "midpoint_loss": r"midpoint loss $L(\bar\theta)$",
     "midpoint_sharpness": r"midpoint $\lambda_{\max}$",
+    "preconditioned_sharpness_hvps": "Hessian-vector products",
 }
 
 

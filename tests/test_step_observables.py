@@ -50,7 +50,8 @@ def test_against_dense_matrices(optimizer, second_moment):
         scaled = lambda w: dense_hessian(problem, unravel(jnp.asarray(w))) / np.outer(root, root)  # noqa: B023
         top = np.linalg.eigvalsh(scaled(path[k]))[-1]
         np.testing.assert_allclose(traj["preconditioned_sharpness"][i], top, rtol=1e-7)
-        assert traj["preconditioned_sharpness_residual"][i] < 1e-6 * top
+        # the error of the eigenvalue, residual² / gap, is what rtol bounds
+        assert traj["preconditioned_sharpness_residual"][i] < np.sqrt(1e-9) * top
         midpoint = (path[k] + path[k + 1]) / 2
         values, vectors = np.linalg.eigh(scaled(midpoint))
         v = vectors[:, -1] * (1 if last is None or vectors[:, -1] @ last > 0 else -1)
