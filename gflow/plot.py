@@ -106,7 +106,7 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
     if not runs:
         raise ValueError("runs must hold at least one pair (trajectory, optimizer), but is empty.")
     figure, rows = plt.subplots(
-        len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.45 * len(runs)), layout="constrained"
+        len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.6 * len(runs)), layout="constrained"
     )
     for (loss, ratio), (title, (path, optimizer)) in zip(rows, runs.items(), strict=True):
         seen = statistics(path, optimizer)
