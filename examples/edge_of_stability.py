@@ -10,21 +10,15 @@ Tanh networks learn 500 of scikit-learn's digits and 1000 of MNIST. Three questi
 
     python examples/edge_of_stability.py [--quick] [--output edge_of_stability]
 
-Writes pictures, tables and `numbers.json` into the output folder. `--quick` takes the digits alone, one seed,
-fewer steps and one learning rate; it is done in less than a minute.
+Writes pictures, tables and `edge_of_stability.json` into the output folder. `--quick` takes the digits alone,
+one seed, fewer steps and one learning rate; it is done in less than a minute.
 """
 
 import argparse
-import json
 import math
-import os
-import platform
-import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -33,13 +27,17 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from flow_vs_gd import network
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import gflow
 from gflow import observe, stability
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import _report  # noqa: E402
+from _networks import digits, mnist, network  # noqa: E402
 
 Data = tuple[jax.Array, jax.Array]
 
@@ -49,50 +47,38 @@ class Setting(NamedTuple):
 
     name: str
     sizes: tuple[int, ...]
-    data: Data  # images and integer labels
+    data: Data  # images and one-hot labels
     optimizers: dict[str, tuple[stability.AbstractOptimizer, int]]
-
-    @property
-    def squared(self) -> Data:
-        """With one-hot targets, for the squared error."""
-        return self.data[0], jax.nn.one_hot(self.data[1], 10)
 
     @property
     def noisy(self) -> Data:
         """With 30 % of the labels replaced by random ones, for cross-entropy."""
         random = np.random.RandomState(0)
-        labels = np.array(self.data[1])
+        labels = np.argmax(np.asarray(self.data[1]), axis=1)
         chosen = random.rand(len(labels)) < 0.3
         labels[chosen] = random.randint(0, 10, chosen.sum())
         return self.data[0], jnp.asarray(labels)
 
 
-def prepared(x: jax.Array, y: jax.Array, count: int) -> Data:
-    """The first `count` in a fixed random order, centred, divided by the standard deviation of all pixels."""
-    images = np.asarray(x) - np.mean(x, axis=0)
-    chosen = np.random.RandomState(0).permutation(len(images))[:count]
-    return jnp.asarray(images[chosen] / images.std()), jnp.asarray(y)[chosen]
-
-
 def settings(quick: bool) -> list[Setting]:
     """Digits, and MNIST unless it has to be quick."""
-    digits = {
+    of_digits = {
         "gradient descent": (stability.GradientDescent(0.25), 800 if quick else 2000),
         "Polyak": (stability.Polyak(0.5, 0.9), 600 if quick else 3000),
         "Nesterov": (stability.Nesterov(0.18, 0.9), 600 if quick else 3000),
         "RMSProp": (stability.RMSProp(1e-4, 0.99), 2600 if quick else 4000),
         "Adam": (stability.Adam(1e-3, 0.9, 0.99), 900 if quick else 2000),
     }
-    mnist = {
+    of_mnist = {
         "gradient descent": (stability.GradientDescent(0.2), 1000),
         "Polyak": (stability.Polyak(0.3, 0.5), 1000),
         "Nesterov": (stability.Nesterov(0.15, 0.9), 1500),
         "RMSProp": (stability.RMSProp(1e-4, 0.99), 1500),
         "Adam": (stability.Adam(1e-3, 0.9, 0.99), 1000),
     }
-    found = [Setting("digits", (64, 48, 48, 10), prepared(*gflow.data.digits(), 500), digits)]
+    found = [Setting("digits", (64, 48, 48, 10), digits(500), of_digits)]
     if not quick:
-        found.append(Setting("MNIST-5k", (784, 40, 40, 10), prepared(*gflow.data.mnist5k(), 1000), mnist))
+        found.append(Setting("MNIST-5k", (784, 40, 40, 10), mnist(1000), of_mnist))
     return found
 
 
@@ -108,7 +94,7 @@ def at_the_threshold(setting: Setting, seeds: int, save_every: int) -> tuple[lis
         for seed in range(seeds):
             path = gflow.descend(
                 network(setting.sizes, seed),
-                setting.squared,
+                setting.data,
                 optimizer,
                 steps,
                 save_every=save_every,
@@ -134,10 +120,11 @@ def at_the_threshold(setting: Setting, seeds: int, save_every: int) -> tuple[lis
 def around_the_onset(setting: Setting) -> tuple[dict[str, Any], Figure]:
     """Every step of gradient descent from 40 steps before the onset to 60 after it."""
     optimizer = setting.optimizers["gradient descent"][0]
-    rate, data = optimizer.learning_rate, setting.squared  # pyright: ignore[reportAttributeAccessIssue]
+    rate, data = optimizer.learning_rate, setting.data  # pyright: ignore[reportAttributeAccessIssue]
     model = network(setting.sizes)
     before = gflow.descend(model, data, rate, 800, save_every=10, observe=[observe.Sharpness()])
-    onset = stability.edge(before, rate).onset
+    early = stability.edge(before, rate)
+    onset = early.onset
     assert onset is not None and onset > 40
     model = gflow.descend(model, data, rate, onset - 40).model
     with warnings.catch_warnings():
@@ -172,7 +159,8 @@ def around_the_onset(setting: Setting) -> tuple[dict[str, Any], Figure]:
         handles.values(), handles, loc="outside upper center", ncols=4, frameon=False, fontsize="small"
     )
     figure.align_ylabels()
-    return {"data": setting.name, "learning_rate": rate, "onset": onset, **vars(seen)}, figure
+    counted = {"onset": onset, "crossing": early.crossing}  # counted from the start
+    return {"data": setting.name, "learning_rate": rate, **vars(seen), **counted}, figure
 
 
 class Race(NamedTuple):
@@ -189,19 +177,19 @@ def races(found: Sequence[Setting], quick: bool) -> list[Race]:
     """Two losses on each of the data sets; one of all that if it has to be quick."""
     if quick:
         return [Race("digits, squared error", found[0], False, 100.0, (0.4,))]
-    digits, mnist = found
+    small, large = found
     return [
-        Race("digits, squared error", digits, False, 200.0, (0.15, 0.25, 0.4)),
-        Race("digits, cross-entropy", digits, True, 200.0, (0.25, 0.5, 1.0)),
-        Race("MNIST-5k, squared error", mnist, False, 80.0, (0.1, 0.15, 0.2)),
-        Race("MNIST-5k, cross-entropy", mnist, True, 100.0, (0.1, 0.2, 0.4)),
+        Race("digits, squared error", small, False, 200.0, (0.15, 0.25, 0.4)),
+        Race("digits, cross-entropy", small, True, 200.0, (0.25, 0.5, 1.0)),
+        Race("MNIST-5k, squared error", large, False, 80.0, (0.1, 0.15, 0.2)),
+        Race("MNIST-5k, cross-entropy", large, True, 100.0, (0.1, 0.2, 0.4)),
     ]
 
 
 def against_the_flow(race: Race, records: int) -> tuple[list[dict[str, Any]], list[gflow.Comparison]]:
     """One comparison for each learning rate, and a row of numbers about it."""
     rows, comparisons = [], []
-    data = race.setting.noisy if race.noisy else race.setting.squared
+    data = race.setting.noisy if race.noisy else race.setting.data
     for rate in race.rates:
         save_every = max(1, round(race.t_max / rate / records))
         both = gflow.compare(
@@ -252,6 +240,8 @@ def picture_of_races(raced: Mapping[str, Sequence[gflow.Comparison]]) -> Figure:
             if both.onset is not None:
                 distance.axvline(both.onset * rate, **(line | {"linewidth": 0.7}))
         loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         loss.yaxis.set_minor_formatter(NullFormatter())
         distance.set_ylim(bottom=0)
         highest = max(both.flow["sharpness"].max() for both in comparisons)
@@ -295,7 +285,7 @@ def table_of_optimizers(rows: Iterable[Mapping[str, Any]]) -> str:
         for (data, name), group in groups.items()
     ]
     head = ["data", "optimiser", "threshold", "crossing", "onset", "sharpness / threshold", "midway"]
-    return table([*head, "steps uphill"], cells)
+    return _report.table([*head, "steps uphill"], cells)
 
 
 def table_of_onset(row: Mapping[str, Any]) -> str:
@@ -308,7 +298,7 @@ def table_of_onset(row: Mapping[str, Any]) -> str:
         ["sharpness / threshold", f"{row['mean']:.3f} ± {row['spread']:.3f}"],
         ["the same midway", f"{row['midpoint_mean']:.3f} ± {row['midpoint_spread']:.3f}"],
     ]
-    return table([f"{row['data']}, gradient descent, η = {row['learning_rate']:g}", ""], cells)
+    return _report.table([f"{row['data']}, gradient descent, η = {row['learning_rate']:g}", ""], cells)
 
 
 def table_of_races(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -322,54 +312,12 @@ def table_of_races(rows: Iterable[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     head = ["race", "η", "2/η", "highest sharpness of the flow", "of descent", "crossing", "onset"]
-    return table([*head, "distance at crossing", "at onset", "at the end"], cells)
+    return _report.table([*head, "distance at crossing", "at onset", "at the end"], cells)
 
 
 def shown(value: float | None, digits: int) -> str:
     """A number with so many digits, or a dash for none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def circumstances() -> dict[str, Any]:
-    """Command, date, machine and versions."""
-
-    def found(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:  # run from its sources
-            return None
-
-    packages = {"gflow": "gflow-jax"} | {
-        name: name for name in ("jax", "equinox", "diffrax", "optax", "numpy")
-    }
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (
-            Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-        )
-        if line.startswith("model name")
-    ]
-    return {
-        "command": shlex.join(["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": (models or [platform.processor()])[0], "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version()} | {name: found(name) for name in packages},
-    }
-
-
-def plain(value: Any) -> Any:
-    """With null for what is no number, as JSON has it."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
@@ -405,11 +353,10 @@ def main() -> None:
         "flow": table_of_races(flow_rows),
     }
     for name, text in tables.items():
-        (arguments.output / f"{name}.md").write_text(text, encoding="utf-8")
+        (arguments.output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     seconds = perf_counter() - began
     results = {"seconds": seconds, "optimizers": rows, "onset": onset, "flow": flow_rows}
-    text = json.dumps(plain(circumstances() | results), indent=1, ensure_ascii=False, allow_nan=False)
-    (arguments.output / "numbers.json").write_text(text + "\n", encoding="utf-8")
+    _report.write("edge_of_stability", results, arguments.output)
     print(f"\n{arguments.output} written after {seconds:.1f} s")
 
 

@@ -108,7 +108,9 @@ FOLDER = ROOT / "docs" / "edge_of_stability"
 
 
 def test_the_stored_numbers_put_every_optimiser_at_its_threshold():
-    rows = json.loads((FOLDER / "numbers.json").read_text(encoding="utf-8"))["optimizers"]
+    rows = json.loads((FOLDER / "edge_of_stability.json").read_text(encoding="utf-8"))["results"][
+        "optimizers"
+    ]
     allowed = {"gradient descent": 0.05, "Polyak": 0.05, "Nesterov": 0.05, "RMSProp": 0.1, "Adam": 0.05}
     seeds = {(row["data"], row["optimizer"], row["seed"]) for row in rows}
     assert seeds == {(data, name, i) for data in ("digits", "MNIST-5k") for name in allowed for i in range(3)}
@@ -122,8 +124,9 @@ def test_the_example_reaches_the_edge(tmp_path):
     command = [sys.executable, ROOT / "examples" / "edge_of_stability.py", "--quick", "--output", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
-    assert {"command", "date", "machine", "versions"} <= numbers.keys()
+    stored = json.loads((tmp_path / "edge_of_stability.json").read_text(encoding="utf-8"))
+    assert {"command", "date", "machine", "versions"} <= stored.keys()
+    numbers = stored["results"]
     means = {row["optimizer"]: row["mean"] for row in numbers["optimizers"]}
     assert len(means) == 5 and all(0.9 < mean < 1.1 for mean in means.values())
     assert abs(means["gradient descent"] - 1) < 0.05 and abs(means["Adam"] - 1) < 0.05
