@@ -133,7 +133,7 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
     for axes in rows[-1]:
         axes.set_xlabel(r"step $k$")
     figure.align_ylabels()
-    _legend(figure, rows.flat)
+    _legend(figure, rows.ravel().tolist())
     return figure
 
 
