@@ -222,8 +222,9 @@ class DescentPath(AbstractPath):
     def next_step(self, state):
         """The update by the gradient that is known, and what it divides the gradient by."""
         after, optimizer_state = self._propose(state)
-        scaled = isinstance(self.optimizer, AbstractOptimizer)
-        preconditioner = self.optimizer.preconditioner(optimizer_state) if scaled else None
+        preconditioner = None
+        if isinstance(self.optimizer, AbstractOptimizer):
+            preconditioner = self.optimizer.preconditioner(optimizer_state)
         return Step(state.params, after, preconditioner)
 
     def shown(self, state):

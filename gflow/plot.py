@@ -92,7 +92,8 @@ def comparison(both: Comparison) -> "Figure":
 def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
     """Descents at the edge of stability, one row each: the loss, and the sharpness over its threshold.
 
-    Both are drawn against the step k, the loss at every step. What was recorded midway between iterates by
+    Both are drawn against the step k, the loss at every step; the sharpness is cut off at twice its
+    threshold, which Adam's exceeds in its first steps. What was recorded midway between iterates by
     [`gflow.observe.Oscillation`][] is drawn as well. Crossing and onset are vertical lines.
 
     **Arguments:** `runs` is a dictionary from the titles of the rows to pairs `(trajectory, optimizer)`, as
@@ -107,7 +108,7 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
     if not runs:
         raise ValueError("runs must hold at least one pair (trajectory, optimizer), but is empty.")
     figure, rows = plt.subplots(
-        len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.45 * len(runs)), layout="constrained"
+        len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.6 * len(runs)), layout="constrained"
     )
     for (loss, ratio), (title, (path, optimizer)) in zip(rows, runs.items(), strict=True):
         seen = statistics(path, optimizer)
@@ -127,14 +128,14 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
                     style = {"color": "0.45", "linewidth": 1.0, "linestyle": _MARKS[name]}
                     axes.axvline(step, label=name, **style)
         _logarithmic(loss)
-        ratio.set_ylim(bottom=0)
+        ratio.set_ylim(0, min(1.05 * ratio.get_ylim()[1], 2))
         loss.set_title(title, loc="left", fontsize="medium")
         loss.set_ylabel(r"loss $L(\theta_k)$")
         ratio.set_ylabel(r"$\lambda_{\max}$ / threshold")
     for axes in rows[-1]:
         axes.set_xlabel(r"step $k$")
     figure.align_ylabels()
-    _legend(figure, rows.flat)
+    _legend(figure, rows.ravel().tolist())
     return figure
 
 
