@@ -40,7 +40,8 @@ def by_hand(optimizer, second_moment, steps):
     [(stability.Adam(3e-2, 0.9, 0.99), 0.99), (stability.RMSProp(1e-2, 0.9, 1e-6), 0.9)],
 )
 def test_against_dense_matrices(optimizer, second_moment):
-    seen = [observe.PreconditionedSharpness(rtol=1e-9), observe.Oscillation(rtol=1e-9)]
+    # an eigenvector is known to the square root of what its eigenvalue is
+    seen = [observe.PreconditionedSharpness(rtol=1e-9), observe.Oscillation(rtol=1e-12)]
     traj = gflow.descend(*NETWORK, optimizer, 6, save_every=2, observe=seen)
     np.testing.assert_array_equal(traj.step, [0, 2, 4, 6])
     problem, unravel, path, scales = by_hand(optimizer, second_moment, 7)
