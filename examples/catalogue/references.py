@@ -94,7 +94,7 @@ def dual_newton(
 ) -> Vector:
     """The w = h(z₀ + Xᵀν) with Xw = y, by damped Newton steps on the convex dual Σ H(z₀ + Xᵀν) − y·ν.
 
-    `inverse`, `slope`, `conjugate` are h, h' and H with H' = h, and z₀ is `start`; |z| < `reach` is their domain.
+    `inverse`, `slope`, `conjugate` are h, h' and H with H' = h, on |z| < `reach`, and z₀ is `start`.
     It is what a mirror flow converges to, and found without integrating anything.
     """
     nu = np.zeros(len(y))
@@ -106,11 +106,14 @@ def dual_newton(
             break
         step = np.linalg.lstsq((x * slope(z)) @ x.T, residual, rcond=None)[0]
         move = x.T @ step
-        dual = lambda damping, z=z, move=move, step=step: (
-            np.sum(conjugate(z - damping * move) - conjugate(z)) + (damping * (y @ step))
-        )
+
+        def rises(damping, z=z, move=move, step=step):  # or leaves the domain
+            if np.abs(z - damping * move).max() >= reach:
+                return True
+            return np.sum(conjugate(z - damping * move) - conjugate(z)) + damping * (y @ step) > 0
+
         damping = min(1.0, 1 / np.abs(move).max())
-        while (np.abs(z - damping * move).max() >= reach or dual(damping) > 0) and damping > 1e-15:
+        while rises(damping) and damping > 1e-15:
             damping /= 2
         if damping <= 1e-15:  # the dual can't be resolved any finer: a plain Newton step
             damping = 1.0 if np.abs(z - move).max() < reach and np.abs(move).max() < 1e-3 else 0.0
