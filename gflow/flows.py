@@ -92,13 +92,6 @@ class MirrorFlow(AbstractFlow):
 
     potential: Callable[[Any], Float[Array, ""]]
 
-    def __check_init__(self):
-        if not callable(self.potential):
-            raise ValueError(
-                f"potential must be a function of the parameters, but {self.potential!r} came; for gradient "
-                "flow leave the flow out."
-            )
-
     def vector_field(self, problem, t, params):
         """−[∇²φ(θ)]⁻¹ ∇L(θ)."""
         del t
