@@ -46,6 +46,16 @@ def toy_time(depth: float, sigma: Vector, start: float, target: float) -> Vector
     return np.array([integral(s)[0] for s in np.atleast_1d(sigma)])
 
 
+def toy_path(depth: float, t: Vector, start: float, target: float) -> Vector:
+    """σ(t) of the toy model of any depth, integrated by SciPy."""
+    rate = lambda _, s: s ** (2 - 2 / depth) * (target - s)
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), [start], method="LSODA", t_eval=t, rtol=1e-12, atol=1e-13 * start
+    )
+    assert path.success, path.message
+    return path.y[0]
+
+
 def toy_threshold(ratio: float, depth: float, s: float, f: float) -> float:
     """log x_th of (s, f)-incremental learning of two values with targets r and 1, by root finding.
 
