@@ -44,7 +44,9 @@ def run(quick: bool) -> Entry:
     rises = lambda path: bool(np.all(np.diff(path) >= -1e-14))
     cycle = paths[2.1][-3:]
     checks = [
-        holds("N = 2, ησ* = 0.99: σ rises all the way to σ*", rises(paths[0.99]) and paths[0.99][-1] > 1 - 1e-9),
+        holds(
+            "N = 2, ησ* = 0.99: σ rises all the way to σ*", rises(paths[0.99]) and paths[0.99][-1] > 1 - 1e-9
+        ),
         holds("N = 2, ησ* = 1.01: σ overshoots", not rises(paths[1.01]) and paths[1.01].max() > 1 + 1e-9),
         below("N = 2, ησ* = 1.9: |σ/σ* − 1| at the end", abs(paths[1.9][-1] - 1), 1e-9),
         holds(

@@ -63,7 +63,11 @@ def sensed(seed, depth, d=20, n=240, scale=1e-4):
 def run(quick: bool) -> Entry:
     """The toy model in the singular values, and three seeds of sensing."""
     checks = [
-        below(f"all entries seen, N = {depth}: largest |singular value − toy model|", fully_observed(depth), 1e-5)
+        below(
+            f"all entries seen, N = {depth}: largest |singular value − toy model|",
+            fully_observed(depth),
+            1e-5,
+        )
         for depth in ((3,) if quick else (2, 3, 4))
     ]
     depths = (1, 3) if quick else (1, 2, 3, 4)

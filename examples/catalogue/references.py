@@ -56,6 +56,17 @@ def toy_path(depth: float, t: Vector, start: float, target: float) -> Vector:
     return path.y[0]
 
 
+def quadratic_path(t: Vector, start: float, targets: Vector) -> Matrix:
+    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)], one row a time."""
+    rate = lambda _, s: s * (targets - s + np.sum(targets - s) / 2)
+    start_all = np.full(len(targets), start)
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), start_all, method="LSODA", t_eval=t, rtol=1e-12, atol=1e-13 * start
+    )
+    assert path.success, path.message
+    return path.y.T
+
+
 def toy_threshold(ratio: float, depth: float, s: float, f: float) -> float:
     """log x_th of (s, f)-incremental learning of two values with targets r and 1, by root finding.
 
