@@ -179,3 +179,44 @@ def smallest_l1(x: Matrix, y: Vector) -> Vector:
 def kl_projection(x: Matrix, y: Vector, start: Vector) -> Vector:
     """argmin KL(w, start) subject to Xw = y, which is start ⊙ exp(Xᵀν)."""
     return dual_newton(x, y, np.exp, np.exp, np.exp, start=np.log(start))
+
+
+def smallest_frequency_l1(x: Matrix, y: Vector) -> float:
+    """min Σₖ |ŵₖ| over Xw = y for the unitary discrete Fourier transform ŵ, a second-order cone program."""
+    import cvxpy as cp
+
+    d = x.shape[1]
+    fourier = np.fft.fft(np.eye(d), norm="ortho")
+    w = cp.Variable(d)
+    parts = cp.vstack([fourier.real @ w, fourier.imag @ w])
+    problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(parts, 2, axis=0))), [x @ w == y])
+    return float(problem.solve(solver=cp.CLARABEL))
+
+
+def smallest_trace(matrices: np.ndarray, y: Vector) -> tuple[float, Matrix]:
+    """min tr X over positive semidefinite X with ⟨Aᵢ, X⟩ = yᵢ, and such an X; a semidefinite program."""
+    import cvxpy as cp
+
+    x = cp.Variable(matrices.shape[1:], PSD=True)
+    constraints = [cp.sum(cp.multiply(a, x)) == b for a, b in zip(matrices, y, strict=True)]
+    problem = cp.Problem(cp.Minimize(cp.trace(x)), constraints)
+    return float(problem.solve(solver=cp.CLARABEL)), x.value
+
+
+def hidden_entry_path(t: Vector, start: float) -> Vector:
+    """W₁₁(t) of W = UUᵀ, 2×2, from U = `start`·I, for L = ½ Σ residual² on W₁₂ = W₂₁ = 1 and W₂₂ = 0.
+
+    W' = −(GW + WG) is integrated in W₁₁, W₁₂ and log det W, so that no rounding can flip the sign of det W.
+    """
+
+    def rate(_, state):
+        w11, w12, log_det = state
+        w22 = (np.exp(log_det) + w12**2) / w11
+        return [-2 * (w12 - 1) * w12, -(w12 - 1) * (w11 + w22) - w12 * w22, -2 * w22]
+
+    state = [start**2, 0.0, 4 * np.log(start)]
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), state, method="Radau", t_eval=t, rtol=1e-11, atol=1e-14
+    )
+    assert path.success, path.message
+    return path.y[0]
