@@ -220,3 +220,18 @@ def hidden_entry_path(t: Vector, start: float) -> Vector:
     )
     assert path.success, path.message
     return path.y[0]
+
+
+def convolutional_limit(x: Vector, y: float, alpha: float) -> Vector:
+    """The limit of two circular convolutions from u₁ = αe₁, u₂ = 0 on one example.
+
+    Frequencies decouple: |ŵₖ| = (α²/2) sinh(2ν|x̂ₖ|) with the phase of x̂ₖ, where ν is such that w·x = y.
+    """
+    spectrum = np.fft.fft(x)
+    size, phase = np.abs(spectrum), np.exp(1j * np.angle(spectrum))
+    fit = lambda nu: size @ (alpha**2 / 2 * np.sinh(2 * nu * size)) / len(x) - abs(y)
+    high = 1.0 / size.max()
+    while fit(high) < 0:
+        high *= 1.5
+    nu = scipy.optimize.brentq(fit, 0, high, xtol=1e-16, rtol=1e-15)
+    return np.sign(y) * np.fft.ifft(phase * alpha**2 / 2 * np.sinh(2 * nu * size)).real
