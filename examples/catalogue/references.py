@@ -235,3 +235,67 @@ def convolutional_limit(x: Vector, y: float, alpha: float) -> Vector:
         high *= 1.5
     nu = scipy.optimize.brentq(fit, 0, high, xtol=1e-16, rtol=1e-15)
     return np.sign(y) * np.fft.ifft(phase * alpha**2 / 2 * np.sinh(2 * nu * size)).real
+
+
+# Neurons, weight decay, kernels -------------------------------------------------------------------
+
+
+def inverse_of(function: Callable[[Vector], Vector], y: Vector) -> Vector:
+    """The z with function(z) = y of an increasing function, entry by entry."""
+    root = lambda value: scipy.optimize.brentq(
+        lambda z: function(z) - value, -1e3, 1e3, xtol=1e-15, rtol=1e-15
+    )
+    return np.array([root(value) for value in y])
+
+
+def smallest_relu(x: Matrix, y: Vector) -> Vector:
+    """argmin ‖w‖₂ subject to max(Xw, 0) = y ≥ 0: Xw = y where y > 0, and Xw ≤ 0 where y = 0."""
+    import cvxpy as cp
+
+    w = cp.Variable(x.shape[1])
+    active = y > 0
+    constraints = [x[active] @ w == y[active]] + ([x[~active] @ w <= 0] if np.any(~active) else [])
+    cp.Problem(cp.Minimize(cp.sum_squares(w)), constraints).solve(solver=cp.CLARABEL)
+    return w.value
+
+
+def hidden_neuron_limit(x: Matrix, z: Vector, start: Vector) -> Vector:
+    """argmin ‖β‖^{3/2} − (3/2) ‖β₀‖^{−1/2} β₀·β subject to Xβ = z, by a root of its dual conditions."""
+    dual = lambda nu: 1.5 * start / np.sqrt(np.linalg.norm(start)) + x.T @ nu
+    inverse = lambda g: g * np.linalg.norm(g) / 2.25
+    found = scipy.optimize.root(lambda nu: x @ inverse(dual(nu)) - z, np.zeros(len(z)), tol=1e-14)
+    beta = inverse(dual(found.x))
+    assert np.abs(x @ beta - z).max() < 1e-10, found.message
+    return beta
+
+
+def shrunk(matrix: Matrix, by: float) -> Matrix:
+    """The singular values less `by`, at least 0: argmin ½‖X − matrix‖² + by · nuclear norm of X."""
+    u, values, v = np.linalg.svd(matrix, full_matrices=False)
+    return (u * np.maximum(values - by, 0)) @ v
+
+
+def bridge_minimum(y: float, decay: float, depth: int) -> float:
+    """The positive local minimum β of ½(β−y)² + decay · (depth/2) β^{2/depth} next to y > 0."""
+    slope = lambda b: b - y + decay * b ** (2 / depth - 1)
+    # the slope is least where it turns from falling to rising, and has one root beyond
+    bend = (decay * (1 - 2 / depth)) ** (1 / (2 - 2 / depth))
+    return float(scipy.optimize.brentq(slope, bend, y, xtol=1e-15, rtol=1e-15))
+
+
+def kernel_flow(features: Matrix, tests: Matrix, y: Vector, t: float) -> Vector:
+    """Outputs at time t on test points of the kernel flow from 0, for ½ Σ (f − y)²; rows are features."""
+    values, u = np.linalg.eigh(features @ features.T)
+    return tests @ features.T @ (u @ (-np.expm1(-values * t) / values * (u.T @ y)))
+
+
+def random_feature_risks(seed: int, widths: Vector, n: int, d: int, noise: float) -> Vector:
+    """Risks on 2000 noiseless points of the smallest least squares solution on random ReLU features."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=d) / np.sqrt(d)
+    x, tests = random.normal(size=(n, d)), random.normal(size=(2000, d))
+    y = x @ truth + noise * random.normal(size=n)
+    w = random.normal(size=(max(widths), d)) / np.sqrt(d)
+    phi, phi_tests = np.maximum(x @ w.T, 0), np.maximum(tests @ w.T, 0)
+    fits = [np.linalg.pinv(phi[:, :p]) @ y for p in widths]
+    return np.array([np.mean((phi_tests[:, : len(v)] @ v - tests @ truth) ** 2) for v in fits])
