@@ -161,8 +161,6 @@ def kl_projection(x: Matrix, y: Vector, start: Vector) -> Vector:
 
 # Classification: the largest margins, for rows z = y x of the data ---------------------------------
 
-_EXACT = {"solver": cp.CLARABEL, "tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
-
 
 def max_margin(z: Matrix) -> Vector:
     """argmin ½‖w‖₂² subject to Zw ≥ 1, the separator of largest ℓ₂ margin (without a free bias)."""
@@ -194,7 +192,7 @@ def max_frequency_margin(z: Matrix) -> Vector:
     w = cp.Variable(z.shape[1])
     dft = np.fft.fft(np.eye(z.shape[1]), norm="ortho")
     size = cp.sum(cp.norm(cp.vstack([dft.real @ w, dft.imag @ w]), axis=0))
-    _solve(cp.Problem(cp.Minimize(size), [z @ w >= 1]))
+    _solve(cp.Problem(cp.Minimize(size), [z @ w >= 1]), 1e-10)
     return w.value
 
 
@@ -249,6 +247,6 @@ def nonnegative_residual(columns: Matrix, target: Vector) -> float:
     return scipy.optimize.nnls(columns / np.where(sizes > 0, sizes, 1), target)[1] / np.linalg.norm(target)
 
 
-def _solve(problem: cp.Problem) -> None:
-    problem.solve(**_EXACT)
+def _solve(problem: cp.Problem, tolerance: float = 1e-13) -> None:
+    problem.solve(cp.CLARABEL, tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
     assert problem.status == "optimal", problem.status

@@ -1,8 +1,11 @@
 """Classification data of the catalogue: separable, as rows x with labels ±1."""
 
+import diffrax
 import numpy as np
 
 import gflow
+from gflow.losses import Exponential, Log
+from gflow.stop import LossBelow
 
 SEEDS = (0, 1, 2)
 
@@ -43,3 +46,44 @@ def pair(x, y, a: int, b: int, ones: bool = True) -> tuple[np.ndarray, np.ndarra
 def direction_distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖a/‖a‖ − b/‖b‖‖."""
     return float(np.linalg.norm(a / np.linalg.norm(a) - b / np.linalg.norm(b)))
+
+
+def follow(model, data, level: float, save_at, *, loss=None, solver=None, **options) -> gflow.Trajectory:
+    """The gradient flow in log-loss time, dθ/dτ = −∇ log L, until −log L = `level`; exponential loss by default.
+
+    `traj.loss` is log L. Kvaerno5 by default: on the separable side the equation is stiff and smooth.
+    """
+    options = {"rtol": 1e-6, "atol": 1e-10, "max_steps": 50_000} | options
+    return gflow.integrate(
+        model,
+        data,
+        np.inf,
+        loss=Log(Exponential() if loss is None else loss),
+        solver=diffrax.Kvaerno5() if solver is None else solver,
+        save_at=save_at,
+        stop=LossBelow(-level),
+        **options,
+    )
+
+
+def follow_relu(model, data, level: float, save_at, **options) -> gflow.Trajectory:
+    """`follow` for ReLU networks: first by Euler steps of 1e-3 until L < 0.3/n, then by RKC3.
+
+    Until the data are fitted neurons slide along kinks, where the vector field jumps and error control takes
+    tiny steps. The trajectory is that of the second part, in which no example is misclassified.
+    """
+    fixed = {"controller": diffrax.ConstantStepSize(), "dt0": 1e-3, "max_steps": 10**6}
+    trained = {k: v for k, v in options.items() if k == "trainable"}
+    begin = np.log(len(data[1]) / 0.3)
+    start = follow(model, data, begin, np.zeros(1), solver=diffrax.Euler(), **fixed, **trained)
+    return follow(start.model, data, level, save_at, solver=gflow.solvers.RKC3(), **options)
+
+
+def nearest(traj: gflow.Trajectory, level: float) -> int:
+    """The record whose −log L is nearest to `level`, as a ratio."""
+    return int(np.argmin(np.abs(np.log(np.maximum(-traj.loss, 1e-300) / level))))
+
+
+def worst(values) -> float:
+    """The largest, NaN if there is one."""
+    return float(np.max(np.asarray(list(values), float)))
