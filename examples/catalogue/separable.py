@@ -66,16 +66,21 @@ def follow(model, data, level: float, save_at, *, loss=None, solver=None, **opti
     )
 
 
-def follow_relu(model, data, level: float, save_at, **options) -> gflow.Trajectory:
-    """`follow` for ReLU networks: first by Euler steps of 1e-3 until L < 0.3/n, then by RKC3.
+def follow_by_euler(model, data, level: float, save_at, step=1e-3, **options) -> gflow.Trajectory:
+    """`follow` for ReLU networks, by Euler steps of fixed length.
 
-    Until the data are fitted neurons slide along kinks, where the vector field jumps and error control takes
-    tiny steps. The trajectory is that of the second part, in which no example is misclassified.
+    Neurons may slide along kinks, where the vector field jumps: error control takes tiny steps there.
     """
-    fixed = {"controller": diffrax.ConstantStepSize(), "dt0": 1e-3, "max_steps": 10**6}
-    trained = {k: v for k, v in options.items() if k == "trainable"}
-    begin = np.log(len(data[1]) / 0.3)
-    start = follow(model, data, begin, np.zeros(1), solver=diffrax.Euler(), **fixed, **trained)
+    options = {"controller": diffrax.ConstantStepSize(), "dt0": step, "max_steps": 10**7} | options
+    return follow(model, data, level, save_at, solver=diffrax.Euler(), **options)
+
+
+def follow_relu(model, data, level: float, save_at, **options) -> gflow.Trajectory:
+    """`follow` for ReLU networks that slide at first only: by Euler's method until L < 0.3/n, then by RKC3.
+
+    The trajectory is that of the second part, in which no example is misclassified.
+    """
+    start = follow_by_euler(model, data, np.log(len(data[1]) / 0.3), np.zeros(1))
     return follow(start.model, data, level, save_at, solver=gflow.solvers.RKC3(), **options)
 
 
