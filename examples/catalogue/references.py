@@ -5,9 +5,11 @@ Everything here is NumPy, SciPy and cvxpy in float64. Inputs and outputs are Num
 
 from collections.abc import Callable
 
+import cvxpy as cp
 import numpy as np
 import scipy.integrate
 import scipy.optimize
+import scipy.special
 
 Vector = np.ndarray
 Matrix = np.ndarray
@@ -299,3 +301,100 @@ def random_feature_risks(seed: int, widths: Vector, n: int, d: int, noise: float
     phi, phi_tests = np.maximum(x @ w.T, 0), np.maximum(tests @ w.T, 0)
     fits = [np.linalg.pinv(phi[:, :p]) @ y for p in widths]
     return np.array([np.mean((phi_tests[:, : len(v)] @ v - tests @ truth) ** 2) for v in fits])
+
+
+# Classification: the largest margins, for rows z = y x of the data ---------------------------------
+
+
+def max_margin(z: Matrix) -> Vector:
+    """argmin ½‖w‖₂² subject to Zw ≥ 1, the separator of largest ℓ₂ margin (without a free bias)."""
+    w = cp.Variable(z.shape[1])
+    _solve(cp.Problem(cp.Minimize(cp.sum_squares(w) / 2), [z @ w >= 1]))
+    # to the last digits: the shortest w with margin 1 where the solver found margin 1
+    support = z[z @ w.value < 1 + 1e-6]
+    exact = np.linalg.lstsq(support, np.ones(len(support)), rcond=None)[0]
+    assert np.all(z @ exact > 1 - 1e-9) and np.linalg.norm(exact - w.value) < 1e-5 * np.linalg.norm(exact)
+    return exact
+
+
+def max_margin_in(z: Matrix, order: float) -> Vector:
+    """argmin ‖w‖_p subject to Zw ≥ 1 for p = 1 or ∞, as a linear program."""
+    n, d = z.shape
+    if order == 1:
+        found = scipy.optimize.linprog(np.ones(2 * d), A_ub=np.hstack([-z, z]), b_ub=-np.ones(n))
+        w = found.x[:d] - found.x[d:]
+    else:
+        assert order == np.inf, "only p = 1 and p = ∞ are linear programs"
+        inside = np.block([[np.eye(d), -np.ones((d, 1))], [-np.eye(d), -np.ones((d, 1))]])
+        rows = np.vstack([np.hstack([-z, np.zeros((n, 1))]), inside])
+        found = scipy.optimize.linprog(
+            [0.0] * d + [1.0], A_ub=rows, b_ub=[-1.0] * n + [0.0] * (2 * d), bounds=(None, None)
+        )
+        w = found.x[:d]
+    assert found.status == 0, found.message
+    return w
+
+
+def max_frequency_margin(z: Matrix) -> Vector:
+    """argmin Σₖ |ŵₖ| subject to Zw ≥ 1, ŵ the unitary discrete Fourier transform, as a cone program."""
+    w = cp.Variable(z.shape[1])
+    dft = np.fft.fft(np.eye(z.shape[1]), norm="ortho")
+    size = cp.sum(cp.norm(cp.vstack([dft.real @ w, dft.imag @ w]), axis=0))
+    _solve(cp.Problem(cp.Minimize(size), [z @ w >= 1]))
+    return w.value
+
+
+def multiclass_max_margin(x: Matrix, y: Vector) -> Matrix:
+    """argmin ½‖W‖² subject to (w_y − w_k)·x ≥ 1 for every wrong class k; one row of W a class."""
+    w = cp.Variable((int(y.max()) + 1, x.shape[1]))
+    pairs = [(i, k) for i in range(len(y)) for k in range(w.shape[0]) if k != y[i]]
+    examples, wrong = np.array(pairs).T
+    scores = x @ w.T
+    gaps = scores[examples, y[examples]] - scores[examples, wrong]
+    _solve(cp.Problem(cp.Minimize(cp.sum_squares(w) / 2), [gaps >= 1]))
+    return w.value
+
+
+def variation_margin(x: Matrix, y: Vector, directions: int = 4000) -> float:
+    """The largest margin of Σⱼ aⱼ relu(uⱼ·x) with Σ|aⱼ| = 1 for inputs in the plane, u on a grid of the circle."""
+    angles = 2 * np.pi * np.arange(directions) / directions
+    features = np.maximum(x @ np.stack([np.cos(angles), np.sin(angles)]), 0)
+    return float(1 / np.abs(max_margin_in(y[:, None] * features, 1)).sum())
+
+
+def logistic_in_ball(z: Matrix, radius: float) -> Vector:
+    """argmin mean log(1 + exp(−Zw)) subject to ‖w‖ = `radius`: Newton's method for each multiplier, Brent for it."""
+    w = np.zeros(z.shape[1])
+
+    def ridge(log_multiplier):
+        nonlocal w
+        multiplier = np.exp(log_multiplier)
+        for _ in range(200):
+            p = scipy.special.expit(-z @ w)
+            gradient = -z.T @ p / len(z) + multiplier * w
+            hessian = (z.T * (p * (1 - p))) @ z / len(z) + multiplier * np.eye(len(w))
+            step = np.linalg.solve(hessian, gradient)
+            # damped while the logarithms of the weights would change by more than one
+            w = w - step * min(1.0, 1 / np.abs(z @ step).max())
+            if np.abs(step).max() < 1e-14 * np.abs(w).max():
+                break
+        return np.linalg.norm(w) - radius
+
+    # the multiplier at the optimum is at most ‖∇L‖ / ‖w‖ at the start
+    high = np.log(np.linalg.norm(z, axis=1).max() / radius)
+    low = high - 1.0
+    while ridge(low) < 0:
+        low -= 2.0
+    ridge(scipy.optimize.brentq(ridge, low, high, xtol=1e-14, rtol=1e-14))
+    return w
+
+
+def nonnegative_residual(columns: Matrix, target: Vector) -> float:
+    """min ‖target − columns λ‖ / ‖target‖ over λ ≥ 0."""
+    sizes = np.linalg.norm(columns, axis=0)
+    return scipy.optimize.nnls(columns / np.where(sizes > 0, sizes, 1), target)[1] / np.linalg.norm(target)
+
+
+def _solve(problem: cp.Problem) -> None:
+    problem.solve(cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    assert problem.status == "optimal", problem.status
