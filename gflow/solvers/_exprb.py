@@ -40,6 +40,7 @@ class _Krylov(eqx.Module):
     size: Int[Array, ""]
     phis: Float[Array, "4 m m"]
     rest: Vector  # error estimate
+    remainder: Vector
     evaluations: Int[Array, ""]
     failed: Array
 
@@ -67,7 +68,7 @@ def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), [of(n) for n in sizes])
 
 
-def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
+def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=1.0) -> _Krylov:
     vf, t0, h, y0, args, f0, rtol, atol = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
@@ -82,12 +83,13 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
 
     def leave(k: _Krylov):
         """From the Lanczos phase to the stage `U = y + h phi_1(hJ) F (+ h² phi_2(hJ) f_t)`."""
-        c = h * k.phis[0][:, 0] * length
+        part = k.phis if node == 1 else _leading_phi(node * h * k.small, k.size)
+        c = node * h * part[0][:, 0] * length
         stage = _apply(k.basis, c)
         if not autonomous:
             v = _project(k.basis, k.drift)
             outside = la.sub(k.drift, _apply(k.basis, v))
-            stage = la.axpy(h**2 / 2, outside, la.add(stage, _apply(k.basis, h**2 * (k.phis[1] @ v))))
+            stage = la.axpy((node * h)**2 / 2, outside, la.add(stage, _apply(k.basis, (node * h)**2 * (part[1] @ v))))
         return eqx.tree_at(lambda q: (q.phase, q.point), k, (jnp.asarray(2), stage))
 
     def lanczos(k: _Krylov, field):
@@ -125,31 +127,46 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         )  # fmt: skip
         return jax.lax.cond(settled & ~failed, leave, lambda q: q, k)
 
-    def finish(k: _Krylov, field):
-        """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
+    def remainder(k: _Krylov, field, c):
+        """`D = f(Y) - F - J (Y - y) - c h f_t` at the point `Y` where the field was evaluated, at t + c h."""
         inside = _project(k.basis, k.point)
         last = jnp.arange(most) == k.size - 1
-        # The residual is taken for the part that the Krylov space was made for. What it lacks of
-        # the time derivative's part stays in the remainder, whose weight is right to third order.
-        own = h * k.phis[0][:, 0] * length
+        part = k.phis if c == 1 else _leading_phi(c * h * k.small, k.size)
+        own = c * h * part[0][:, 0] * length
         jacobian = la.axpy(
             k.beta * jnp.sum(jnp.where(last, own, 0)),
             k.following,
             _apply(k.basis, k.small @ inside),
         )
-        remainder = la.sub(la.sub(field, f0), jacobian)
+        d = la.sub(la.sub(field, f0), jacobian)
+        return d if autonomous else la.axpy(-c * h, k.drift, d)
+
+    def phi3(k, x):
+        d = _project(k.basis, x)
+        outside = la.sub(x, _apply(k.basis, d))
+        return la.axpy(1 / 6, outside, _apply(k.basis, k.phis[2] @ d))
+
+    def finish(k: _Krylov, field):
+        D = remainder(k, field, node)
+        rest = la.scale(2 * h / node**2, phi3(k, D))
+        base = _apply(k.basis, h * k.phis[0][:, 0] * length)
         if not autonomous:
-            remainder = la.axpy(-h, k.drift, remainder)
-        d = _project(k.basis, remainder)
-        outside = la.sub(remainder, _apply(k.basis, d))
-        # Outside the Krylov space phi_3 is taken at zero.
-        rest = la.axpy(h / 3, outside, _apply(k.basis, 2 * h * (k.phis[2] @ d)))
+            v = _project(k.basis, k.drift)
+            outside = la.sub(k.drift, _apply(k.basis, v))
+            base = la.axpy(h**2 / 2, outside, la.add(base, _apply(k.basis, h**2 * (k.phis[1] @ v))))
         return eqx.tree_at(
-            lambda q: (q.phase, q.point, q.rest), k, (jnp.asarray(3), la.add(k.point, rest), rest)
+            lambda q: (q.phase, q.point, q.rest, q.remainder), k, (jnp.asarray(3), la.add(base, rest), rest, D)
         )
 
+    def close(k, field):
+        rest = k.rest
+        if node != 1:
+            D3 = remainder(k, field, 1)
+            rest = la.scale(2 * h, phi3(k, la.axpy(-1 / node**2, k.remainder, D3)))
+        return eqx.tree_at(lambda q: (q.phase, q.field, q.rest), k, (jnp.asarray(4), field, rest))
+
     def body(k: _Krylov):
-        late = (k.phase >= 2).astype(dtype)
+        late = jnp.where(k.phase == 2, node, jnp.where(k.phase == 3, 1, 0)).astype(dtype)
         t = t0 + jnp.where(k.phase == 0, delay, late * h).astype(jnp.result_type(t0))
         field = la.field(vf, t, la.add(y0, k.point), args)
         k = eqx.tree_at(lambda q: q.evaluations, k, k.evaluations + 1)
@@ -165,7 +182,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
                 derivative,
                 lambda k: lanczos(k, field),
                 lambda k: finish(k, field),
-                lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(4), field)),
+                lambda k: close(k, field),
             ],
             k,
         )
@@ -178,21 +195,21 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         field=f0, drift=zero,
         basis=jtu.tree_map(lambda y: jnp.zeros((most, *y.shape), y.dtype), y0),
         small=jnp.zeros((most, most), dtype), beta=number, following=start, size=count,
-        phis=jnp.zeros((4, most, most), dtype), rest=zero, evaluations=count,
+        phis=jnp.zeros((4, most, most), dtype), rest=zero, remainder=zero, evaluations=count,
         failed=jnp.asarray(False),
     )  # fmt: skip
     return eqxi.while_loop(lambda k: (k.phase < 4) & ~k.failed, body, first, max_steps=most + 4, kind=kind)
 
 
 @eqx.filter_custom_jvp
-def _run(operands, *, most, accuracy, autonomous):
-    return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="lax")
+def _run(operands, *, most, accuracy, autonomous, node):
+    return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="lax", node=node)
 
 
 @_run.def_jvp
-def _run_jvp(primals, tangents, *, most, accuracy, autonomous):
+def _run_jvp(primals, tangents, *, most, accuracy, autonomous, node):
     def run(operands):
-        return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="bounded")
+        return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="bounded", node=node)
 
     return eqx.filter_jvp(run, primals, tangents)
 
@@ -248,7 +265,8 @@ class EXPRB32(AbstractFlowSolver):
     rtol: Scalar | float = 1e-4
     atol: Scalar | float = 1e-7
     max_basis: int = eqx.field(static=True, default=40)
-    accuracy: float = eqx.field(static=True, default=0.3)
+    accuracy: float = eqx.field(static=True, default=0.1)
+    node: float = eqx.field(static=True, default=1.0)
 
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = (
@@ -267,7 +285,7 @@ class EXPRB32(AbstractFlowSolver):
     def error_order(self, terms):
         """3: the error estimated is that of the embedded method of order 2."""
         del terms
-        return 3
+        return 3 if self.node == 1 else 4
 
     def tolerances(self, rtol, atol):
         """Themselves: the delivered error is proportional to them."""
@@ -306,6 +324,7 @@ class EXPRB32(AbstractFlowSolver):
             most=min(self.max_basis, max(la.size(y0), 1)),
             accuracy=self.accuracy,
             autonomous=_autonomous(terms.vf, t0, y0, args),
+            node=self.node,
         )
         y1 = la.add(y0, k.point)
         error = jtu.tree_map(lambda e: jnp.where(k.failed, jnp.inf, e), k.rest)
