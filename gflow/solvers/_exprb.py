@@ -1,7 +1,8 @@
 """An exponential Rosenbrock solver whose functions of the Jacobian come from Lanczos."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -40,7 +41,6 @@ class _Krylov(eqx.Module):
     size: Int[Array, ""]
     phis: Float[Array, "4 m m"]
     rest: Vector  # error estimate
-    remainder: Vector
     evaluations: Int[Array, ""]
     failed: Array
 
@@ -57,18 +57,36 @@ def _project(basis: Vector, x: Vector):
     return sum(others, first)
 
 
-def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "4 m m"]:
-    """`matrix_phi` of the leading block of that size, for the price of a block not much larger."""
-    most = a.shape[0]
+def _leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
+    """`function(n)` with an `n` of at least `size`, but not much larger."""
     sizes = [n for n in (8, 16) if n < most] + [most]
-
-    def of(n):
-        return lambda: jnp.zeros((4, most, most), a.dtype).at[:, :n, :n].set(matrix_phi(a[:n, :n]))
-
-    return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), [of(n) for n in sizes])
+    branches = [partial(function, n) for n in sizes]
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), branches)
 
 
-def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=1.0) -> _Krylov:
+def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "4 m m"]:
+    """`matrix_phi` of the leading block of that size."""
+    most = a.shape[0]
+    block = lambda n: jnp.zeros((4, most, most), a.dtype).at[:, :n, :n].set(matrix_phi(a[:n, :n]))
+    return _leading(block, most, size)
+
+
+def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
+    """Inner products of `w` with the first vectors of the basis, and what is left of it without them."""
+    most = jtu.tree_leaves(basis)[0].shape[0]
+
+    def block(n):
+        vectors = jtu.tree_map(lambda b: b[:n], basis)
+        a = _project(vectors, w)
+        rest = la.sub(w, _apply(vectors, a))
+        again = _project(vectors, rest)  # twice is enough
+        rest = la.sub(rest, _apply(vectors, again))
+        return jnp.zeros((most,), a.dtype).at[:n].set(a + again), rest
+
+    return _leading(block, most, size)
+
+
+def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
     vf, t0, h, y0, args, f0, rtol, atol = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
@@ -83,13 +101,12 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=
 
     def leave(k: _Krylov):
         """From the Lanczos phase to the stage `U = y + h phi_1(hJ) F (+ h² phi_2(hJ) f_t)`."""
-        part = k.phis if node == 1 else _leading_phi(node * h * k.small, k.size)
-        c = node * h * part[0][:, 0] * length
+        c = h * k.phis[0][:, 0] * length
         stage = _apply(k.basis, c)
         if not autonomous:
             v = _project(k.basis, k.drift)
             outside = la.sub(k.drift, _apply(k.basis, v))
-            stage = la.axpy((node * h)**2 / 2, outside, la.add(stage, _apply(k.basis, (node * h)**2 * (part[1] @ v))))
+            stage = la.axpy(h**2 / 2, outside, la.add(stage, _apply(k.basis, h**2 * (k.phis[1] @ v))))
         return eqx.tree_at(lambda q: (q.phase, q.point), k, (jnp.asarray(2), stage))
 
     def lanczos(k: _Krylov, field):
@@ -97,19 +114,15 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=
         v = k.following
         m = k.size
         basis = jtu.tree_map(lambda b, x: b.at[m].set(x), k.basis, v)
-        # Twice is enough.
-        a = _project(basis, w)
-        w = la.sub(w, _apply(basis, a))
-        again = _project(basis, w)
-        w = la.sub(w, _apply(basis, again))
-        alpha = jnp.take(a + again, m)
+        products, w = _orthogonalised(basis, w, m + 1)
+        alpha = jnp.take(products, m)
         link = jnp.where(m > 0, k.beta, 0)
         small = k.small.at[m, m].set(alpha)
         small = small.at[m, m - 1].add(link).at[m - 1, m].add(link)
         beta = la.norm(w)
         size = m + 1
         phis = _leading_phi(h * small, size)
-        # Residual of the Krylov approximation of h phi_1(hJ) F.
+        # First term of what the Krylov approximation of h phi_1(hJ) F lacks; `finish` adds it.
         residual = h**2 * length * beta * jnp.abs(phis[1][m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
         # of rounding errors alone where the basis is complete
@@ -127,46 +140,32 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=
         )  # fmt: skip
         return jax.lax.cond(settled & ~failed, leave, lambda q: q, k)
 
-    def remainder(k: _Krylov, field, c):
-        """`D = f(Y) - F - J (Y - y) - c h f_t` at the point `Y` where the field was evaluated, at t + c h."""
+    def finish(k: _Krylov, field):
+        """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
         inside = _project(k.basis, k.point)
         last = jnp.arange(most) == k.size - 1
-        part = k.phis if c == 1 else _leading_phi(c * h * k.small, k.size)
-        own = c * h * part[0][:, 0] * length
+        # The residual is taken for the part that the Krylov space was made for. What it lacks of
+        # the time derivative's part stays in the remainder, whose weight is right to third order.
+        own = h * k.phis[0][:, 0] * length
         jacobian = la.axpy(
             k.beta * jnp.sum(jnp.where(last, own, 0)),
             k.following,
             _apply(k.basis, k.small @ inside),
         )
-        d = la.sub(la.sub(field, f0), jacobian)
-        return d if autonomous else la.axpy(-c * h, k.drift, d)
-
-    def phi3(k, x):
-        d = _project(k.basis, x)
-        outside = la.sub(x, _apply(k.basis, d))
-        return la.axpy(1 / 6, outside, _apply(k.basis, k.phis[2] @ d))
-
-    def finish(k: _Krylov, field):
-        D = remainder(k, field, node)
-        rest = la.scale(2 * h / node**2, phi3(k, D))
-        base = _apply(k.basis, h * k.phis[0][:, 0] * length)
+        remainder = la.sub(la.sub(field, f0), jacobian)
         if not autonomous:
-            v = _project(k.basis, k.drift)
-            outside = la.sub(k.drift, _apply(k.basis, v))
-            base = la.axpy(h**2 / 2, outside, la.add(base, _apply(k.basis, h**2 * (k.phis[1] @ v))))
-        return eqx.tree_at(
-            lambda q: (q.phase, q.point, q.rest, q.remainder), k, (jnp.asarray(3), la.add(base, rest), rest, D)
-        )
-
-    def close(k, field):
-        rest = k.rest
-        if node != 1:
-            D3 = remainder(k, field, 1)
-            rest = la.scale(2 * h, phi3(k, la.axpy(-1 / node**2, k.remainder, D3)))
-        return eqx.tree_at(lambda q: (q.phase, q.field, q.rest), k, (jnp.asarray(4), field, rest))
+            remainder = la.axpy(-h, k.drift, remainder)
+        d = _project(k.basis, remainder)
+        outside = la.sub(remainder, _apply(k.basis, d))
+        # Outside the Krylov space phi_3 is taken at zero.
+        rest = la.axpy(h / 3, outside, _apply(k.basis, 2 * h * (k.phis[2] @ d)))
+        # In the end point only: of the stage the product with the Jacobian must be known.
+        lacking = h**2 * length * k.beta * jnp.sum(jnp.where(last, k.phis[1][:, 0], 0))
+        end = la.axpy(lacking, k.following, la.add(k.point, rest))
+        return eqx.tree_at(lambda q: (q.phase, q.point, q.rest), k, (jnp.asarray(3), end, rest))
 
     def body(k: _Krylov):
-        late = jnp.where(k.phase == 2, node, jnp.where(k.phase == 3, 1, 0)).astype(dtype)
+        late = (k.phase >= 2).astype(dtype)
         t = t0 + jnp.where(k.phase == 0, delay, late * h).astype(jnp.result_type(t0))
         field = la.field(vf, t, la.add(y0, k.point), args)
         k = eqx.tree_at(lambda q: q.evaluations, k, k.evaluations + 1)
@@ -182,7 +181,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=
                 derivative,
                 lambda k: lanczos(k, field),
                 lambda k: finish(k, field),
-                lambda k: close(k, field),
+                lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(4), field)),
             ],
             k,
         )
@@ -195,21 +194,21 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind, node=
         field=f0, drift=zero,
         basis=jtu.tree_map(lambda y: jnp.zeros((most, *y.shape), y.dtype), y0),
         small=jnp.zeros((most, most), dtype), beta=number, following=start, size=count,
-        phis=jnp.zeros((4, most, most), dtype), rest=zero, remainder=zero, evaluations=count,
+        phis=jnp.zeros((4, most, most), dtype), rest=zero, evaluations=count,
         failed=jnp.asarray(False),
     )  # fmt: skip
     return eqxi.while_loop(lambda k: (k.phase < 4) & ~k.failed, body, first, max_steps=most + 4, kind=kind)
 
 
 @eqx.filter_custom_jvp
-def _run(operands, *, most, accuracy, autonomous, node):
-    return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="lax", node=node)
+def _run(operands, *, most, accuracy, autonomous):
+    return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="lax")
 
 
 @_run.def_jvp
-def _run_jvp(primals, tangents, *, most, accuracy, autonomous, node):
+def _run_jvp(primals, tangents, *, most, accuracy, autonomous):
     def run(operands):
-        return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="bounded", node=node)
+        return _loop(operands, most=most, accuracy=accuracy, autonomous=autonomous, kind="bounded")
 
     return eqx.filter_jvp(run, primals, tangents)
 
@@ -240,13 +239,14 @@ class EXPRB32(AbstractFlowSolver):
     problems. For a field that depends on time, $h^2 \varphi_2(hJ)\, \partial_t f$ is added to $U$.
 
     $\varphi_1(hJ) F$ is taken from a Lanczos process started with $F$, fully reorthogonalised,
-    whose products with $J$ are difference quotients (one gradient each), and which stops when the
-    residual, over `atol` $+$ `rtol` $|y_0|$, has a root mean square below `accuracy`. $J(U - y_0)$ then
-    costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part of $D$ outside it is multiplied
-    by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if the field depends on time), $m$
-    being the Krylov dimension: small where a few large eigenvalues stand apart from the rest,
-    growing like $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis`
-    vectors is refused, and the step size controller shortens it.
+    whose products with $J$ are difference quotients (one gradient each). The first term of what is
+    lacking after $m$ of them, $h^2 \|F\| \beta_m\, (e_m^T \varphi_2(hT_m) e_1)\, v_{m+1}$, is added to $y_1$
+    (Saad's corrected scheme); the process stops when its root mean square, over `atol` $+$ `rtol` $|y_0|$,
+    is below `accuracy`. $J(U - y_0)$ then costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part
+    of $D$ outside it is multiplied by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if the field
+    depends on time): $m$ is small where a few large eigenvalues stand apart from the rest, and grows like
+    $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis` vectors is refused, and
+    the step size controller shortens it.
 
     `rtol` and `atol` should be those of the step size controller.
     Memory: `max_basis` parameter vectors. Dense output is cubic Hermite.
@@ -265,8 +265,7 @@ class EXPRB32(AbstractFlowSolver):
     rtol: Scalar | float = 1e-4
     atol: Scalar | float = 1e-7
     max_basis: int = eqx.field(static=True, default=40)
-    accuracy: float = eqx.field(static=True, default=0.1)
-    node: float = eqx.field(static=True, default=1.0)
+    accuracy: float = eqx.field(static=True, default=0.3)
 
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = (
@@ -285,7 +284,7 @@ class EXPRB32(AbstractFlowSolver):
     def error_order(self, terms):
         """3: the error estimated is that of the embedded method of order 2."""
         del terms
-        return 3 if self.node == 1 else 4
+        return 3
 
     def tolerances(self, rtol, atol):
         """Themselves: the delivered error is proportional to them."""
@@ -324,7 +323,6 @@ class EXPRB32(AbstractFlowSolver):
             most=min(self.max_basis, max(la.size(y0), 1)),
             accuracy=self.accuracy,
             autonomous=_autonomous(terms.vf, t0, y0, args),
-            node=self.node,
         )
         y1 = la.add(y0, k.point)
         error = jtu.tree_map(lambda e: jnp.where(k.failed, jnp.inf, e), k.rest)
