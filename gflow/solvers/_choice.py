@@ -29,10 +29,10 @@ class Choice(NamedTuple):
 def choose(problem: Problem, rtol: float, *, atol: float = 1e-7, symmetric: bool) -> Choice:
     r"""The solver for a flow of `problem` to the tolerances `rtol` and `atol`.
 
-    For a smooth loss of at least 500 parameters and `rtol` from 1e-6 it is one of gflow's:
-    [`EXPRB32`][gflow.solvers.EXPRB32] for `rtol` from 1e-3 and at most a million parameters, where it needs the
-    fewest gradients if a few eigenvalues stand apart and few more if they don't,
-    [`RKC3`][gflow.solvers.RKC3] below, where its cost grows less. EXPRB32 resolves a parameter to `atol` $+$
+    For a smooth loss of at least 500 parameters and `rtol` from 1e-6 it is one of gflow's. From `rtol` 1e-3
+    and up to a million parameters that is [`EXPRB32`][gflow.solvers.EXPRB32], which needs the fewest
+    gradients if a few eigenvalues stand apart and little more if they don't; at tighter tolerances
+    [`RKC3`][gflow.solvers.RKC3], whose cost grows less there. EXPRB32 resolves a parameter to `atol` $+$
     `rtol` $|\theta|$ and not beyond, while the stages of RKC3 are exact gradients, and keep what those keep,
     such as the signs in a diagonal network from a tiny start. So RKC3 is taken as well where `atol` is more
     than 3 `rtol` times the root mean square of some array of parameters (other than zeros).
