@@ -20,6 +20,7 @@ from gflow._stepper import (
     loss_and_gradient_norm,
 )
 from gflow._watch import Watch
+from gflow.observe import RESERVED
 from gflow.stability import AbstractOptimizer
 
 # Losses of so many steps leave the compiled loop at once; of an ensemble fewer, because a loop over
@@ -213,9 +214,10 @@ class DescentPath(AbstractPath):
     def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
         del position
-        if self.minibatch is None:
-            return state.params, state.loss, state.gradient_norm, 0
-        return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
+        values = state.loss, state.gradient_norm
+        if self.minibatch is not None:
+            values = loss_and_gradient_norm(self.problem, state.params)
+        return state.params, dict(zip(RESERVED, values, strict=True)), int(self.minibatch is not None)
 
     def shown(self, state):
         """The step number."""
@@ -225,8 +227,9 @@ class DescentPath(AbstractPath):
         """One loss per step, starting with step 0."""
         return state.losses, state.filled
 
-    def doubts(self, losses):
+    def doubts(self, state, losses):
         """A descent that ends above its start."""
+        del state
         if losses[-1] > losses[0] and self.minibatch is None:
             return [
                 f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate "

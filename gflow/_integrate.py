@@ -13,6 +13,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
+from gflow import clocks
 from gflow._ensemble import EnsembleRun, split
 from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
@@ -20,12 +21,14 @@ from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
 from gflow._watch import Watch
+from gflow.clocks import AbstractClock, Time, TwoPhase
 from gflow.flows import AbstractFlow, GradientFlow
 from gflow.observe import AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
 from gflow.stop import AbstractStop
 
 _MAX_STEPS = 1_000_000
+_MAX_STEPS_OF_CLOCKS = 100_000  # many times what a run needs that doesn't slide along kinks
 # diffeqsolve starts with this one as well. Too long a step costs a few rejections, too short a one
 # is left behind by factors of ten.
 _FIRST_STEP = 0.01
@@ -39,6 +42,7 @@ def integrate(
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     flow: AbstractFlow | None = None,
+    clock: AbstractClock | TwoPhase | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: Real = 1e-4,
     atol: Real = 1e-7,
@@ -110,6 +114,7 @@ def integrate(
         problem,
         t_max,
         flow=flow,
+        clock=clock,
         solver=solver,
         rtol=rtol,
         atol=atol,
@@ -131,6 +136,8 @@ def flow_run(
     t_max: Real,
     *,
     flow: AbstractFlow | None = None,
+    clock: AbstractClock | None = None,
+    log_t0: float = -math.inf,
     solver: diffrax.AbstractSolver | None = None,
     rtol: Real = 1e-4,
     atol: Real = 1e-7,
@@ -146,16 +153,20 @@ def flow_run(
 ) -> Run:
     """The arguments of `integrate`, checked, as a run that has not begun."""
     dtype = problem.dtype
-    observables = as_observables(observe)
-    watch = Watch(stop, observables, dtype)
-    times = _save_times(save_at, t_max, bool(watch), dtype)
     flow = GradientFlow() if flow is None else flow
+    clock = _check_clock(Time() if clock is None else clock, flow, problem)
+    observables = as_observables(observe)
+    recorded = clocks.recorded(clock, problem)
+    _refuse_names(observables, recorded)
+    watch = Watch(stop, observables, dtype, recorded)
+    times = _save_times(save_at, t_max, bool(watch), dtype)
     reason = "named by the user"
     if controller is None:
-        rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
+        rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             symmetric = isinstance(flow, GradientFlow)
-            solver, reason = choose(problem, rtol, symmetric=symmetric)
+            solver, reason = choose(problem, rtol, symmetric=symmetric, clock=clock)
+        rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
             inner = solver.tolerances(rtol, atol)
@@ -188,12 +199,15 @@ def flow_run(
         problem=problem,
         watch=watch,
         flow=flow,
+        clock=clock,
+        log_t0=jnp.asarray(log_t0, dtype),
         solver=_with_tolerances(solver, controller, rtol, atol),
         controller=controller.wrap(1),
         t_max=jnp.asarray(t_max, dtype),
         dt0=None if dt0 is None else jnp.asarray(dt0, dtype),
         reason=reason,
     )
+    most = _MAX_STEPS if isinstance(clock, Time) else _MAX_STEPS_OF_CLOCKS
     return Run(
         path,
         # in the precision of the run, so that the last one is t_max exactly
@@ -201,9 +215,10 @@ def flow_run(
         time=float,
         times=times.tolist(),
         end=float(path.t_max),
+        symbol=clock.symbol,
         observables=observables,
         save_models=save_models,
-        max_steps=_MAX_STEPS if max_steps is None else count("max_steps", max_steps),
+        max_steps=most if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
     )
@@ -238,12 +253,46 @@ def _with_tolerances(
     )
 
 
-def _check_rtol(rtol: Any, dtype: np.dtype) -> float:
+def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem) -> AbstractClock:
+    if not isinstance(clock, AbstractClock):
+        raise ValueError(
+            f"clock must be one of gflow.clocks, such as gflow.clocks.LogLoss(), but {clock!r} came."
+        )
+    if not isinstance(clock, Time) and _reads_time(flow, problem):
+        raise ValueError(
+            f"flow must not depend on time in clock={type(clock).__name__}(), but {type(flow).__name__} reads t; "
+            "use plain time for it."
+        )
+    clock.check(flow, problem)
+    return clock
+
+
+def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:
+    field = lambda t: flow.vector_field(problem, t, problem.params)
+    program = jax.make_jaxpr(field)(jnp.zeros((), problem.dtype)).jaxpr
+    (t,) = program.invars
+    return any(v is t for e in program.eqns for v in e.invars) or any(v is t for v in program.outvars)
+
+
+def _refuse_names(observables: Sequence[AbstractObservable], recorded: Sequence[str]) -> None:
+    taken = [item.name for item in observables if item.name in recorded]
+    if taken:
+        raise ValueError(
+            f"observe names {', '.join(taken)}, which this clock records anyway; give the observable another name."
+        )
+
+
+def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
     rtol, finest = positive("rtol", rtol, "tolerance", dtype), 10 * float(jnp.finfo(dtype).eps)
     if rtol < finest:
         raise ValueError(
             f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}, but {rtol:.1e} came; enable x64 "
             'with jax.config.update("jax_enable_x64", True) and use a float64 model, or loosen rtol.'
+        )
+    if rtol > clock.max_rtol * (1 + 1e-6):
+        raise ValueError(
+            f"rtol must be at most {clock.max_rtol:g} with clock={type(clock).__name__}(), but {rtol:g} came; over "
+            "its long horizons steps at looser tolerances may leave the path unnoticed."
         )
     return rtol
 

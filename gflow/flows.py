@@ -1,6 +1,7 @@
 """Flows: vector fields on the parameters, as diffrax terms."""
 
 import abc
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
@@ -14,7 +15,13 @@ __all__ = ["AbstractFlow", "GradientFlow"]
 
 
 class AbstractFlow(eqx.Module):
-    """A vector field dθ/dt = F(t, θ) on the parameters of a problem."""
+    """A vector field dθ/dt = F(t, θ) on the parameters of a problem.
+
+    A subclass may set the class attribute `descends`: F = −A(θ) ∇L(θ) with a positive definite A(θ), so that
+    the loss falls, and the path is the same for any increasing function of L.
+    """
+
+    descends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def vector_field(self, problem: Problem, t: Array, params: PyTree[Array]) -> PyTree[Array]:
@@ -31,6 +38,8 @@ class AbstractFlow(eqx.Module):
 
 class GradientFlow(AbstractFlow):
     """Gradient flow, dθ/dt = −∇L(θ): steepest descent with an infinitely small step."""
+
+    descends: ClassVar[bool] = True
 
     def vector_field(self, problem, t, params):
         """−∇L(θ)."""

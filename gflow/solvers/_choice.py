@@ -5,11 +5,14 @@ from typing import NamedTuple
 import diffrax as dfx
 
 from gflow._problem import Problem
+from gflow.clocks import AbstractClock, LogLoss, Time
+from gflow.solvers._dense import EXPRB43
 from gflow.solvers._kinks import has_kinks
-from gflow.solvers._rkc import RKC3
+from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
 _TIGHT = 1e-6
+_DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
@@ -19,7 +22,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(problem: Problem, rtol: float, *, symmetric: bool) -> Choice:
+def choose(
+    problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock = Time()
+) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
     [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
@@ -32,7 +37,15 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool) -> Choice:
     out of a saddle. Where there is none RKC3 loses little, and it preserves what exact evaluations of the
     gradient preserve, such as signs and zeros of diagonal networks;
     [`EXPRB32`][gflow.solvers.EXPRB32] does not, and is never chosen unasked.
+
+    In a `clock` other than plain time the horizon is a hundred thousand times the fastest time scale and more:
+    [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
     """
+    if not isinstance(clock, Time) and problem.dtype.itemsize >= 4:
+        if problem.size <= _DENSE:
+            solver = EXPRB43(symmetric=symmetric and isinstance(clock, LogLoss))
+            return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")
+        return Choice(RKC2(), "stabilised, because the long horizon of this clock makes it stiff")
     if not symmetric:
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
     if problem.dtype.itemsize < 4:

@@ -1,0 +1,381 @@
+"""Clocks: the time variable in which a path is traversed.
+
+A flow dθ/dt = F(θ) runs along the same path in any other variable s that increases with t. In
+classification the flow reaches its limit like 1/log t, and plain time ends where eᵗ overflows; log-loss
+and log-norm time pass that by, and carry log t along.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from gflow import _tree
+from gflow._problem import Problem
+from gflow.flows import AbstractFlow
+from gflow.losses import AbstractExponentialTail, Log
+
+__all__ = ["AbstractClock", "Arclength", "LogLoss", "LogNorm", "Pace", "Time", "TwoPhase"]
+
+
+class Pace(NamedTuple):
+    """How a clock moves at one place: along which `field` dθ/ds, and at which `log_rate` = log dt/ds."""
+
+    log_rate: Float[Array, ""]
+    field: PyTree[Array]
+
+
+class AbstractClock(eqx.Module):
+    """A variable s with dt/ds > 0, in which a flow dθ/dt = F(θ) becomes dθ/ds = (dt/ds) F(θ).
+
+    **Class attributes:**
+
+    - `symbol`: the letter of the variable, for messages.
+    - `max_rtol`: the largest tolerance at which its runs have been found right; looser ones are refused.
+    - `share`: the part of the tolerance that a step may use up.
+    - `curves`: whether the derivative of its rate takes a Hessian-vector product.
+    - `failure`: why a run ends in which the clock goes wrong.
+    """
+
+    symbol: ClassVar[str]
+    max_rtol: ClassVar[float] = 1e-4
+    share: ClassVar[float] = 1.0
+    curves: ClassVar[bool] = True
+    failure: ClassVar[str] = (
+        "the next step would raise the loss, which a flow that descends can't do: the steps have left the path; "
+        "use a smaller rtol, or another solver"
+    )
+
+    @abc.abstractmethod
+    def pace(self, flow: AbstractFlow, problem: Problem, params: PyTree[Array]) -> Pace:
+        """dθ/ds and log dt/ds."""
+
+    def is_over(self, flow: AbstractFlow, problem: Problem, params: PyTree[Array]) -> Bool[Array, ""]:
+        """Whether the clock's variable can't grow further."""
+        del flow, problem, params
+        return jnp.array(False)
+
+    @abc.abstractmethod
+    def check(self, flow: AbstractFlow, problem: Problem) -> None:
+        """Raises `ValueError` if this clock can't run for `flow` on `problem`, from its parameters."""
+
+    def term(self, flow: AbstractFlow, problem: Problem) -> diffrax.ODETerm:
+        """The flow in this clock as a diffrax term, for use with `diffrax.diffeqsolve`."""
+        return diffrax.ODETerm(_Field(self, flow, problem))
+
+
+class Time(AbstractClock):
+    """Plain time t, dt/ds = 1."""
+
+    symbol: ClassVar[str] = "t"
+    max_rtol: ClassVar[float] = np.inf
+
+    def pace(self, flow, problem, params):
+        """F itself."""
+        field = flow.vector_field(problem, jnp.zeros((), problem.dtype), params)
+        return Pace(jnp.zeros((), problem.dtype), field)
+
+    def check(self, flow, problem):
+        """Nothing to check."""
+
+    def term(self, flow, problem):
+        """As the flow gives it, which may depend on time."""
+        return flow.term(problem)
+
+
+class LogLoss(AbstractClock):
+    r"""Log-loss time τ, dτ = L dt: gradient flow becomes dθ/dτ = −∇ log L(θ).
+
+    For losses with an exponential tail and linear models τ grows like the margin, where t grows like its
+    exponential. log L is taken by logsumexp from the logarithms of the losses of single examples, so that
+    nothing underflows.
+
+    ??? cite "References"
+
+        K. Lyu and J. Li. Gradient Descent Maximizes the Margin of Homogeneous Neural Networks. ICLR 2020.
+        [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
+    """
+
+    symbol: ClassVar[str] = "τ"
+    curves: ClassVar[bool] = False
+
+    def pace(self, flow, problem, params):
+        """F/L and −log L."""
+        log_loss, field = _per_loss(flow, problem, params)
+        return Pace(-log_loss, field)
+
+    def check(self, flow, problem):
+        """Raises `ValueError` for a loss without an exponential tail."""
+        _check_tail(self, problem)
+
+
+class LogNorm(AbstractClock):
+    r"""Log-norm time, s = log (‖θ‖ / ‖θ(s=0)‖): with F ∝ g, dθ/ds = ‖θ‖² g / ⟨θ, g⟩.
+
+    For homogeneous models of degree two and more, in which log-loss time ends after a finite horizon or runs
+    exponentially fast. ‖θ‖ must grow, ⟨θ, g⟩ > 0, as it does for homogeneous models once all examples are
+    classified rightly; [`gflow.clocks.TwoPhase`][] begins in another clock and changes over then. A step may
+    use up a tenth of the tolerance, because errors grow along with θ.
+
+    ??? cite "References"
+
+        K. Lyu and J. Li. Gradient Descent Maximizes the Margin of Homogeneous Neural Networks. ICLR 2020.
+        [arXiv:1906.05890](https://arxiv.org/abs/1906.05890)
+    """
+
+    symbol: ClassVar[str] = "s"
+    share: ClassVar[float] = 0.1
+    failure: ClassVar[str] = (
+        "the norm of the parameters stopped growing, ⟨θ, −∇L⟩ ≤ 0, or the next step would raise the loss: the "
+        "path has left the cone in which all examples are classified rightly; use a smaller rtol, another "
+        "solver, or TwoPhase with a lower loss_below"
+    )
+
+    def pace(self, flow, problem, params):
+        """q g and log q − log L with g = F/L, q = ‖θ‖² / ⟨θ, g⟩; NaN where ‖θ‖ doesn't grow."""
+        log_loss, g = _per_loss(flow, problem, params)
+        growth = _tree.dot(params, g)
+        q = jnp.where(growth > 0, _tree.dot(params, params) / jnp.where(growth > 0, growth, 1), jnp.nan)
+        return Pace(jnp.log(q) - log_loss, jax.tree.map(lambda x: q * x, g))
+
+    def is_over(self, flow, problem, params):
+        """Whether ‖θ‖ hardly grows."""
+        _, g = _per_loss(flow, problem, params)
+        return ~(_tree.dot(params, g) > 1e-3 * _tree.norm(params) * _tree.norm(g))
+
+    def check(self, flow, problem):
+        """Raises `ValueError` for a loss without an exponential tail, or where ‖θ‖ doesn't grow."""
+        _check_tail(self, problem)
+        log_rate, _ = eqx.filter_jit(LogNorm.pace)(self, flow, problem, problem.params)
+        if not _tree.is_traced(problem.params) and not np.isfinite(log_rate):
+            raise ValueError(
+                "clock=LogNorm() needs parameters whose norm grows where it starts, but ⟨θ, −∇L⟩ ≤ 0 there; "
+                "begin with another clock until the loss is small, clock=gflow.clocks.TwoPhase()."
+            )
+
+
+class Arclength(AbstractClock):
+    """Arclength s, ds = ‖F‖ dt: the flow at unit speed, dθ/ds = F/‖F‖.
+
+    It passes plateaus and saddles in few steps, and ends where the flow comes to rest: a run whose horizon
+    lies beyond the length of the path fails there.
+    """
+
+    symbol: ClassVar[str] = "s"
+    failure: ClassVar[str] = (
+        "the flow came to rest, so that its path has no more length, or the next step would raise the loss; "
+        "give a shorter horizon, or stop=gflow.stop.GradientNormBelow(...)"
+    )
+
+    def is_over(self, flow, problem, params):
+        """Whether the flow is a million times slower than at the start."""
+        at_start = self.pace(flow, problem, problem.params).log_rate
+        return ~(self.pace(flow, problem, params).log_rate < at_start + jnp.log(1e6))
+
+    def pace(self, flow, problem, params):
+        """F/‖F‖ and −log ‖F‖."""
+        if _has_tail(problem) and flow.descends:
+            log_loss, field = _per_loss(flow, problem, params)
+        else:
+            log_loss = jnp.zeros((), problem.dtype)
+            field = flow.vector_field(problem, jnp.zeros((), problem.dtype), params)
+        speed = _tree.norm(field)
+        return Pace(-log_loss - jnp.log(speed), jax.tree.map(lambda x: x / speed, field))
+
+    def check(self, flow, problem):
+        """Raises `ValueError` where the flow is at rest."""
+        log_rate, _ = eqx.filter_jit(Arclength.pace)(self, flow, problem, problem.params)
+        if not _tree.is_traced(problem.params) and not np.isfinite(log_rate):
+            raise ValueError(
+                "clock=Arclength() needs a flow that moves where it starts, but its speed is 0 or infinite "
+                "there; perturb the parameters."
+            )
+
+
+class TwoPhase(eqx.Module):
+    """One clock until the loss has fallen to a level, and then another.
+
+    The two phases are one run. `t_max` and `save_at` count in the variable of the second clock, which is 0 at
+    the switch. Records of the first phase are its start, the switch, and those at `times`; their `s` is the
+    variable of the first clock counted back from the switch, so that it is negative. The trajectory's
+    attribute `switch` is the index of the record at the switch.
+
+    **Arguments:**
+
+    - `first`, `second`: the clocks, plain time and log-norm time by default.
+    - `loss_below`: the level, by default 0.3/n with n examples. With a loss of at least log 2 at a wrong answer
+        all n answers are right then.
+    - `times`: values of the first clock's variable at which to record as well; those after the switch are
+        left out.
+    """
+
+    first: AbstractClock = Time()
+    second: AbstractClock = LogNorm()
+    loss_below: float | None = None
+    times: Sequence[float] | np.ndarray = ()
+
+
+class _Field(eqx.Module):
+    """A clock, a flow and its problem as the function (s, y, args) that diffrax asks for."""
+
+    clock: AbstractClock
+    flow: AbstractFlow
+    problem: Problem
+
+    def __call__(self, s, params, args):
+        del s, args
+        return self.clock.pace(self.flow, self.problem, params).field
+
+
+class Mark(NamedTuple):
+    """A place on a path as a clock sees it."""
+
+    log_t: Float[Array, ""]
+    log_rate: Float[Array, ""]
+    slope: Float[Array, ""]  # of log_rate, in the clock's variable
+    descent: "Descent | None"  # where log L is known
+    holds: Bool[Array, ""]  # whether the clock has been right up to here
+
+
+class Descent(NamedTuple):
+    """The course of the loss."""
+
+    log_loss: Float[Array, ""]
+    lowest: Float[Array, ""]  # so far
+    steepness: Float[Array, ""]  # ‖∇ log L‖
+    steepest: Float[Array, ""]  # so far
+
+
+def start(clock: AbstractClock, flow: AbstractFlow, problem: Problem, log_t: Array) -> Mark:
+    """The mark at the problem's own parameters, at a given time."""
+    log_rate, slope = _rate(clock, flow, problem, problem.params)
+    descent = None
+    if _has_tail(problem):
+        log_loss, steepness = _height(problem, problem.params)
+        descent = Descent(log_loss, log_loss, steepness, steepness)
+    return Mark(log_t, log_rate, slope, descent, jnp.array(True))
+
+
+def advance(
+    clock: AbstractClock, flow: AbstractFlow, problem: Problem, before: Mark, step: Array, params: PyTree[Array]
+) -> Mark:
+    """The mark after a `step` of the clock, from that before it: one gradient, and one product if the clock `curves`.
+
+    log t goes on by the integral of the rate over the step, by way of its values and slopes at both ends.
+    """
+    log_rate, slope = _rate(clock, flow, problem, params)
+    elapsed = log_elapsed(step, (before.log_rate, before.slope), (log_rate, slope))
+    holds, descent = before.holds & jnp.isfinite(log_rate), before.descent
+    if descent is not None:
+        log_loss, steepness = _height(problem, params)
+        if flow.descends:  # up to the error of the solver where the flow is at rest, and rounding
+            allowed = 1e-2 + 100 * float(jnp.finfo(log_loss.dtype).eps) * jnp.abs(descent.lowest)
+            holds &= log_loss <= descent.lowest + allowed
+        lowest = jnp.minimum(descent.lowest, log_loss)
+        descent = Descent(log_loss, lowest, steepness, jnp.maximum(descent.steepest, steepness))
+    return Mark(jnp.logaddexp(before.log_t, elapsed), log_rate, slope, descent, holds)
+
+
+def quantities(problem: Problem, params: PyTree[Array]) -> dict[str, Array]:
+    """Loss and gradient norm, by way of log L where that is possible: one gradient."""
+    if not _has_tail(problem):
+        loss, gradient = problem.value_and_gradient(params)
+        return {"loss": loss, "gradient_norm": _tree.norm(gradient)}
+    log_loss, steepness = _height(problem, params)
+    loss = jnp.exp(log_loss)
+    return {"loss": loss, "gradient_norm": loss * steepness, "log_loss": log_loss}
+
+
+def recorded(clock: AbstractClock, problem: Problem) -> tuple[str, ...]:
+    """The names of what every record in this clock holds."""
+    if isinstance(clock, Time):
+        return ("loss", "gradient_norm")
+    return ("loss", "gradient_norm", *["log_loss"] * _has_tail(problem), "log_t")
+
+
+def halts(problem: Problem, mark: Mark) -> bool:
+    """Whether the loss has stopped to fall although some example is on the wrong side."""
+    if mark.descent is None:
+        return False
+    wrong = float(mark.descent.log_loss) > np.log(np.log(2) / problem.examples)
+    return bool(wrong and mark.descent.steepness < 0.1 * mark.descent.steepest)
+
+
+def _rate(clock: AbstractClock, flow: AbstractFlow, problem: Problem, params: PyTree) -> tuple[Array, Array]:
+    """log dt/ds and its derivative along the path."""
+    _, field = clock.pace(flow, problem, params)
+    return jax.jvp(lambda p: clock.pace(flow, problem, p).log_rate, (params,), (field,))
+
+
+def _height(problem: Problem, params: PyTree[Array]) -> tuple[Array, Array]:
+    """log L and ‖∇ log L‖."""
+    log_loss, gradient = _logarithm(problem).value_and_gradient(params)
+    return log_loss, _tree.norm(gradient)
+
+
+def _per_loss(flow: AbstractFlow, problem: Problem, params: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
+    """log L and F/L."""
+    logarithm, zero = _logarithm(problem), jnp.zeros((), problem.dtype)
+    log_loss = logarithm.value(params)
+    if flow.descends:  # its field is proportional to ∇L, and ∇ log L = ∇L / L
+        return log_loss, flow.vector_field(logarithm, zero, params)
+    field = flow.vector_field(problem, zero, params)
+    return log_loss, jax.tree.map(lambda x: x * jnp.exp(-log_loss), field)
+
+
+def _logarithm(problem: Problem) -> Problem:
+    """The problem of log L."""
+    return eqx.tree_at(lambda p: p.loss, problem, Log(problem.loss))
+
+
+def _has_tail(problem: Problem) -> bool:
+    return isinstance(problem.loss, AbstractExponentialTail) and problem.chunk_size is None
+
+
+def _check_tail(clock: AbstractClock, problem: Problem) -> None:
+    name = f"clock={type(clock).__name__}()"
+    if not isinstance(problem.loss, AbstractExponentialTail):
+        raise ValueError(
+            f"{name} needs a loss whose logarithm is known where it underflows, Logistic(), Exponential(), "
+            f"CrossEntropy() or another AbstractExponentialTail, but the loss is {problem.loss!r}; use "
+            "Arclength() or plain time for it."
+        )
+    if problem.chunk_size is not None:
+        raise ValueError(f"{name} can't be used with chunk_size, because log L is no mean over examples.")
+
+
+# The integral of a rate over a step is concentrated at the end where the rate is largest, within the
+# inverse of its logarithm's slope. So the nodes are those of Gauss in z with y = δ (eᶻ − 1) the distance
+# from that end as a share of the step, δ that inverse: equally good for slopes of 0 and of a million.
+_PANELS = 10
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+_SHARES = ((np.arange(_PANELS)[:, None] + (_NODES + 1) / 2) / _PANELS).ravel()
+_SHARE_WEIGHTS = np.tile(_WEIGHTS / (2 * _PANELS), _PANELS)
+
+
+def log_elapsed(step: Array, start: tuple[Array, Array], end: tuple[Array, Array]) -> Float[Array, ""]:
+    """log ∫ eʳ ds over a step, r the cubic Hermite interpolant of a log rate.
+
+    `start` and `end` are (r, dr/ds) at the ends of the step.
+    """
+    (r0, slope0), (r1, slope1) = start, end
+    falling = r0 > r1
+    high, low = jnp.where(falling, r0, r1), jnp.where(falling, r1, r0)
+    # outwards from the higher end, in shares of the step
+    drop = jnp.where(falling, -slope0, slope1) * step
+    drop_there = jnp.where(falling, -slope1, slope0) * step
+    fall = high - low
+    steepness = jnp.maximum(fall, jnp.maximum(jnp.abs(drop), jnp.abs(drop_there)))
+    delta = 1 / jnp.maximum(steepness, 1)
+    length = jnp.log1p(1 / delta)
+    z = length * _SHARES.astype(r0.dtype)
+    y = delta * jnp.expm1(z)
+    below = y * fall + y * (1 - y) * ((1 - y) * (drop - fall) + y * (fall - drop_there))
+    exponents = z - below
+    return high + jnp.log(step * delta * length) + jax.nn.logsumexp(exponents, b=_SHARE_WEIGHTS.astype(r0.dtype))
