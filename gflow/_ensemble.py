@@ -268,9 +268,7 @@ class EnsembleRun:
         """Measures every member at `target`, or at its end if that comes before."""
         run, ensemble, is_open = self.run, self.ensemble, ~self._closed
         here = np.minimum(target, self.ends)
-        self._last, own, finite, gradients = ensemble.record(
-            self._state, here, self._last, is_open
-        )
+        self._last, own, finite, gradients = ensemble.record(self._state, here, self._last, is_open)
         self._gradients[is_open] += gradients
         good = is_open & np.asarray(finite)
         for i in _indices(is_open & ~good & self._under_way):
@@ -316,7 +314,7 @@ class EnsembleRun:
             for name in rows[0].trusted
         }
         readings = clock_readings(run.times, records)
-        if "s" in readings:
+        if "log_t" in end:
             with np.errstate(over="ignore"):
                 end |= {"s": self._t, "t": np.exp(end["log_t"])}
         found = self._doubts(records, end, doubtful)

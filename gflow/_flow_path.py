@@ -73,6 +73,7 @@ class FlowPath(AbstractPath):
     controller: diffrax.AbstractStepSizeController
     t_max: Float[Array, ""]
     dt0: Float[Array, ""] | None
+    plain: bool = eqx.field(static=True)  # the clock shows the time, so that no mark is needed
     reason: str = eqx.field(static=True)  # why this solver
 
     @eqx.filter_jit
@@ -80,7 +81,7 @@ class FlowPath(AbstractPath):
         """As diffrax starts: the first step size, the solver's state, nothing done yet."""
         problem, solver = self.problem, self.solver
         term = self.clock.term(self.flow, problem)
-        mark = None if self._is_plain else clocks.start(self.clock, self.flow, problem, self.log_t0)
+        mark = None if self.plain else clocks.start(self.clock, self.flow, problem, self.log_t0)
         zero = jnp.zeros((), self.t_max.dtype)
         t_next, controller_state = self.controller.init(
             term,
@@ -272,13 +273,9 @@ class FlowPath(AbstractPath):
         """Within the last step, θ and the clock's mark."""
         interpolation = self.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense)
         params = interpolation.evaluate(t)
-        if self._is_plain:
+        if self.plain:
             return params, None
         return params, self._mark(state.mark_before, t - state.t_before, params)
-
-    @property
-    def _is_plain(self) -> bool:
-        return isinstance(self.clock, clocks.Time)
 
     def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
         """After a `step` of the clock."""
@@ -352,7 +349,7 @@ class FlowPath(AbstractPath):
         t, h, symbol = float(state.t), float(state.t_next - state.t), self.clock.symbol
         steps, rejected = int(state.steps), int(state.rejected)
         start, here = (float(_tree.norm(p)) for p in (self.problem.params, state.params))
-        grown = self._is_plain and here > 1e3 * (1 + start)  # in other clocks it may well
+        grown = self.plain and here > 1e3 * (1 + start)  # in other clocks it may well
         if code == ASTRAY:
             return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
         if code == SOLVER_FAILURE:
@@ -363,18 +360,18 @@ class FlowPath(AbstractPath):
                 f"the parameters grew without bound near t = {t:.6g}: their norm went from "
                 f"{start:.3g} to {here:.3g} (a finite-time blow-up, or a step far too long)"
             )
-        if code in (NONFINITE, UNDERFLOW) and not self._is_plain and bool(self._is_over(state)):
+        if code in (NONFINITE, UNDERFLOW) and not self.plain and bool(self._is_over(state)):
             return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
         if code == NONFINITE:
             return "nonfinite", (
-                f"the gradient, the step or a watched quantity became NaN or infinite at {symbol} = {t:.6g} (step "
-                f"{steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in model "
+                f"the gradient, the step or a watched quantity became NaN or infinite at {symbol} = {t:.6g} "
+                f"(step {steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in model "
                 "and loss"
             )
         if code == UNDERFLOW:
             return "step_underflow", (
-                f"the step size fell below the resolution of {symbol} = {t:.6g} in {state.t.dtype}; the field "
-                "may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
+                f"the step size fell below the resolution of {symbol} = {t:.6g} in {state.t.dtype}; the "
+                "field may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
             )
         return "max_steps", (
             f"{steps} steps ({rejected} rejected) led only to {symbol} = {t:.6g} of {float(self.t_max):.6g}: "
@@ -389,10 +386,10 @@ class FlowPath(AbstractPath):
         """What keeps the steps short, from the step size times the sharpness."""
         if int(state.nonfinite):
             return f"the last {int(state.nonfinite)} attempts met NaN or infinite values"
-        if not self._is_plain:
+        if not self.plain:
             return (
-                f"the last step was {h:.3g} long; where the field has kinks, such as those of ReLU, steps stay "
-                "short while the path slides along one. Loosen rtol and atol, or raise max_steps"
+                f"the last step was {h:.3g} long; where the field has kinks, such as those of ReLU, steps "
+                "stay short while the path slides along one. Loosen rtol and atol, or raise max_steps"
             )
         taken = float(state.t - state.t_before) or h
         if self.problem.dtype.itemsize < 4:
@@ -418,7 +415,7 @@ class FlowPath(AbstractPath):
         if isinstance(self.controller, Predictive) and self.dt0 is None:
             at_start += 1
         watching = self.watch.gradients() * (steps - rejected + 1)
-        marks = 0 if self._is_plain else steps - rejected + 1
+        marks = 0 if self.plain else steps - rejected + 1
         hvps = int(getattr(state.solver_state, "hvps", 0)) + (marks if self.clock.curves else 0)
         return {
             "solver": self._name,

@@ -175,6 +175,7 @@ class Run:
         self.status, self.reason = "", ""
         self._gradients, self._hvps = 0, 0  # spent on records, and on locating a stop
         self._doubtful: dict[str, Any] = {}  # how often each doubt came up
+        self.stopped_by: int | None = None  # the number of a stop condition
         self._state: Any = None
         self._done = 0  # positions recorded
         self._located: tuple[float | int, int] | None = None
@@ -199,9 +200,16 @@ class Run:
                 if self._state is None:
                     raise
                 here = self.time(self._position())
-                self._end("error", f"an evaluation failed after {self.symbol} = {here:.6g}: {message_of(error)}")
+                self._end(
+                    "error", f"an evaluation failed after {self.symbol} = {here:.6g}: {message_of(error)}"
+                )
                 return
             yield params
+
+    @property
+    def params(self) -> PyTree[Array]:
+        """θ at the last record."""
+        return self._last
 
     def complete(self) -> "Run":
         """Drives the path to its end."""
@@ -285,6 +293,7 @@ class Run:
         """Records where the path ends before its horizon, and says why it does."""
         if code == STOPPED:
             here, which = self._locate()
+            self.stopped_by = which
             self._end("stopped", self.stopped_at(here, which))
         else:
             here = self._position()
@@ -441,14 +450,14 @@ class Run:
         bar.update(self.time(position) - bar.n)
 
 
-def clock_readings(s: Sequence[float], records: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """Time, its logarithm and the clock's own variable; takes the logarithm out of the records."""
-    log_t, variable = records.pop("log_t", None), np.asarray(s, dtype=np.float64)
-    if log_t is None:
-        return {"t": variable}
-    log_t = log_t.astype(np.float64)
-    with np.errstate(over="ignore"):  # infinite where it is too large for a float
-        return {"t": np.exp(log_t), "log_t": log_t, "s": variable}
+def clock_readings(s: Sequence[float], records: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The clock's own variable, time and its logarithm, which is taken out of the records."""
+    variable = np.asarray(s, dtype=np.float64)
+    with np.errstate(over="ignore", divide="ignore"):
+        if "log_t" not in records:  # plain time
+            return {"s": variable, "t": variable, "log_t": np.log(variable)}
+        log_t = records.pop("log_t").astype(np.float64)
+        return {"s": variable, "t": np.exp(log_t), "log_t": log_t}
 
 
 def doubts(

@@ -40,8 +40,8 @@ class Trajectory(eqx.Module):
     - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
         flow.
     - `status`: "success" (the horizon was reached), "stopped" (a stop condition held), or what went
-        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "error" (an
-        evaluation raised an exception), "interrupted".
+        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "clock_failure"
+        (the flow has no way on in this clock), "error" (an evaluation raised an exception), "interrupted".
     - `reason`: one sentence that explains the status.
     - `warnings`: sentences on what may make the result untrustworthy.
     - `stats`: `solver`, `solver_reason` (why it was chosen), `steps` (attempted), `rejected`,
@@ -53,15 +53,18 @@ class Trajectory(eqx.Module):
     **Of an ensemble** (`ensemble=True`) all that differs between members has a leading axis: records have
     shape (members, records, ...), NaN at times that a member had ended before; `model` has the axis as it
     came, `models` has shapes (members, records, ...), `step_loss` (members, steps), and the counts in
-    `stats` are lists of what each member needed. `s` is shared, and so is `t` in plain time. `status` is "success" if all members reached
-    the horizon, "stopped" if some were stopped, and otherwise that of the first member that failed.
+    `stats` are lists of what each member needed. `s` is shared, and so is `t` in plain time. `status` is
+    "success" if all members reached the horizon, "stopped" if some were stopped, and otherwise that of the
+    first member that failed.
 
     - `statuses`, `reasons`: status and reason of each member; `None` for a single run.
     - `end`: dictionary of the records at the end of each member, wherever that was, shapes (members, ...);
         `end["t"]` is when. `None` for a single run.
     """
 
-    t: Float[np.ndarray, "*members records"]
+    t: Float[np.ndarray, "*clocks records"]
+    s: Float[np.ndarray, " records"]
+    log_t: Float[np.ndarray, "*clocks records"]
     records: dict[str, Shaped[np.ndarray, "records ..."] | Shaped[np.ndarray, "members records ..."]]
     model: PyTree
     models: PyTree | None
@@ -73,17 +76,7 @@ class Trajectory(eqx.Module):
     statuses: tuple[str, ...] | None = eqx.field(static=True, default=None)
     reasons: tuple[str, ...] | None = eqx.field(static=True, default=None)
     end: dict[str, Shaped[np.ndarray, "members ..."]] | None = None
-    log_t: Float[np.ndarray, "*members records"] = None  # pyright: ignore[reportAssignmentType]: see below
-    s: Float[np.ndarray, " records"] = None  # pyright: ignore[reportAssignmentType]: see below
     switch: int | None = eqx.field(static=True, default=None)
-
-    def __post_init__(self):
-        # in plain time they follow from t
-        if self.s is None:
-            self.s = self.t
-        if self.log_t is None:
-            with np.errstate(divide="ignore"):
-                self.log_t = np.log(self.t)
 
     @property
     def loss(self) -> Float[np.ndarray, "*members records"]:
@@ -115,7 +108,7 @@ class Trajectory(eqx.Module):
         lines = [f"Trajectory{members}: {self.status}: {self.reason}"]
         if len(self.s):
             clocks = {"t": self.t}
-            if self.s is not self.t:
+            if not np.array_equal(self.s, self.t):
                 clocks = {"s": self.s, "log t": self.log_t}
             for name, values in clocks.items():
                 lines.append(f"  {name:<9} {_span(values[..., 0])} → {_span(values[..., -1])}")
@@ -200,11 +193,10 @@ def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
     header, arrays = read_archive(path, "trajectory")
     has_models = any(name.startswith("models/") for name in arrays)
     statuses, reasons = header.get("statuses"), header.get("reasons")
-    plain = np.array_equal(arrays["s"], arrays["t"])
     return Trajectory(
         t=arrays["t"],
+        s=arrays["s"],
         log_t=arrays["log_t"],
-        s=None if plain else arrays["s"],
         switch=header["switch"],
         records=_under("records/", arrays),
         model=_restore(path, "model", like, arrays),

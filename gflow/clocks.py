@@ -7,7 +7,7 @@ and log-norm time pass that by, and carry log t along.
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -38,32 +38,33 @@ class AbstractClock(eqx.Module):
 
     - `symbol`: the letter of the variable, for messages.
     - `max_rtol`: the largest tolerance at which its runs have been found right; looser ones are refused.
-    - `share`: the part of the tolerance that a step may use up.
+    - `share`: the part of the tolerance that a step may use up, a tenth because errors add up over a long
+        horizon.
     - `curves`: whether the derivative of its rate takes a Hessian-vector product.
-    - `failure`: why a run ends in which the clock goes wrong.
+    - `failure`: why a run ends in which the clock goes wrong; `refusal`: why one can't begin.
     """
 
     symbol: ClassVar[str]
     max_rtol: ClassVar[float] = 1e-4
-    share: ClassVar[float] = 1.0
+    share: ClassVar[float] = 0.1
     curves: ClassVar[bool] = True
+    refusal: ClassVar[str] = ""
     failure: ClassVar[str] = (
-        "the next step would raise the loss, which a flow that descends can't do: the steps have left the path; "
-        "use a smaller rtol, or another solver"
+        "the next step would raise the loss, which a flow that descends can't do: the steps have left the "
+        "path; use a smaller rtol, or another solver"
     )
 
     @abc.abstractmethod
     def pace(self, flow: AbstractFlow, problem: Problem, params: PyTree[Array]) -> Pace:
         """dθ/ds and log dt/ds."""
 
+    @abc.abstractmethod
     def is_over(self, flow: AbstractFlow, problem: Problem, params: PyTree[Array]) -> Bool[Array, ""]:
-        """Whether the clock's variable can't grow further."""
-        del flow, problem, params
-        return jnp.array(False)
+        """Whether the clock's variable can't grow at `params`."""
 
     @abc.abstractmethod
-    def check(self, flow: AbstractFlow, problem: Problem) -> None:
-        """Raises `ValueError` if this clock can't run for `flow` on `problem`, from its parameters."""
+    def check(self, problem: Problem) -> None:
+        """Raises `ValueError` if this clock can't run on such a problem."""
 
     def term(self, flow: AbstractFlow, problem: Problem) -> diffrax.ODETerm:
         """The flow in this clock as a diffrax term, for use with `diffrax.diffeqsolve`."""
@@ -75,13 +76,19 @@ class Time(AbstractClock):
 
     symbol: ClassVar[str] = "t"
     max_rtol: ClassVar[float] = np.inf
+    curves: ClassVar[bool] = False
+    share: ClassVar[float] = 1.0
 
     def pace(self, flow, problem, params):
         """F itself."""
         field = flow.vector_field(problem, jnp.zeros((), problem.dtype), params)
         return Pace(jnp.zeros((), problem.dtype), field)
 
-    def check(self, flow, problem):
+    def is_over(self, flow, problem, params):
+        """Never."""
+        return jnp.array(False)
+
+    def check(self, problem):
         """Nothing to check."""
 
     def term(self, flow, problem):
@@ -110,7 +117,11 @@ class LogLoss(AbstractClock):
         log_loss, field = _per_loss(flow, problem, params)
         return Pace(-log_loss, field)
 
-    def check(self, flow, problem):
+    def is_over(self, flow, problem, params):
+        """Never."""
+        return jnp.array(False)
+
+    def check(self, problem):
         """Raises `ValueError` for a loss without an exponential tail."""
         _check_tail(self, problem)
 
@@ -120,8 +131,7 @@ class LogNorm(AbstractClock):
 
     For homogeneous models of degree two and more, in which log-loss time ends after a finite horizon or runs
     exponentially fast. ‖θ‖ must grow, ⟨θ, g⟩ > 0, as it does for homogeneous models once all examples are
-    classified rightly; [`gflow.clocks.TwoPhase`][] begins in another clock and changes over then. A step may
-    use up a tenth of the tolerance, because errors grow along with θ.
+    classified rightly; [`gflow.clocks.TwoPhase`][] begins in another clock and changes over then.
 
     ??? cite "References"
 
@@ -130,10 +140,13 @@ class LogNorm(AbstractClock):
     """
 
     symbol: ClassVar[str] = "s"
-    share: ClassVar[float] = 0.1
+    refusal: ClassVar[str] = (
+        "needs parameters whose norm grows where it starts, but ⟨θ, −∇L⟩ ≤ 0 there; begin with another clock "
+        "until the loss is small, clock=gflow.clocks.TwoPhase()."
+    )
     failure: ClassVar[str] = (
-        "the norm of the parameters stopped growing, ⟨θ, −∇L⟩ ≤ 0, or the next step would raise the loss: the "
-        "path has left the cone in which all examples are classified rightly; use a smaller rtol, another "
+        "the norm of the parameters stopped growing, ⟨θ, −∇L⟩ ≤ 0, or the next step would raise the loss: "
+        "the path has left the cone in which all examples are classified rightly; use a smaller rtol, another "
         "solver, or TwoPhase with a lower loss_below"
     )
 
@@ -149,15 +162,9 @@ class LogNorm(AbstractClock):
         _, g = _per_loss(flow, problem, params)
         return ~(_tree.dot(params, g) > 1e-3 * _tree.norm(params) * _tree.norm(g))
 
-    def check(self, flow, problem):
-        """Raises `ValueError` for a loss without an exponential tail, or where ‖θ‖ doesn't grow."""
+    def check(self, problem):
+        """Raises `ValueError` for a loss without an exponential tail."""
         _check_tail(self, problem)
-        log_rate, _ = eqx.filter_jit(LogNorm.pace)(self, flow, problem, problem.params)
-        if not _tree.is_traced(problem.params) and not np.isfinite(log_rate):
-            raise ValueError(
-                "clock=LogNorm() needs parameters whose norm grows where it starts, but ⟨θ, −∇L⟩ ≤ 0 there; "
-                "begin with another clock until the loss is small, clock=gflow.clocks.TwoPhase()."
-            )
 
 
 class Arclength(AbstractClock):
@@ -168,6 +175,10 @@ class Arclength(AbstractClock):
     """
 
     symbol: ClassVar[str] = "s"
+    refusal: ClassVar[str] = (
+        "needs a flow that moves where it starts, but its speed is 0 or infinite there; perturb the "
+        "parameters."
+    )
     failure: ClassVar[str] = (
         "the flow came to rest, so that its path has no more length, or the next step would raise the loss; "
         "give a shorter horizon, or stop=gflow.stop.GradientNormBelow(...)"
@@ -188,29 +199,24 @@ class Arclength(AbstractClock):
         speed = _tree.norm(field)
         return Pace(-log_loss - jnp.log(speed), jax.tree.map(lambda x: x / speed, field))
 
-    def check(self, flow, problem):
-        """Raises `ValueError` where the flow is at rest."""
-        log_rate, _ = eqx.filter_jit(Arclength.pace)(self, flow, problem, problem.params)
-        if not _tree.is_traced(problem.params) and not np.isfinite(log_rate):
-            raise ValueError(
-                "clock=Arclength() needs a flow that moves where it starts, but its speed is 0 or infinite "
-                "there; perturb the parameters."
-            )
+    def check(self, problem):
+        """Nothing to check."""
 
 
 class TwoPhase(eqx.Module):
     """One clock until the loss has fallen to a level, and then another.
 
     The two phases are one run. `t_max` and `save_at` count in the variable of the second clock, which is 0 at
-    the switch. Records of the first phase are its start, the switch, and those at `times`; their `s` is the
-    variable of the first clock counted back from the switch, so that it is negative. The trajectory's
-    attribute `switch` is the index of the record at the switch.
+    the switch, and `stop` conditions are watched from there on; `max_steps` counts for each phase. Records of
+    the first phase are its start, the switch, and those at `times`; their `s` is the variable of the first
+    clock counted back from the switch, so that it is negative. The trajectory's attribute `switch` is the
+    index of the record at the switch.
 
     **Arguments:**
 
     - `first`, `second`: the clocks, plain time and log-norm time by default.
-    - `loss_below`: the level, by default 0.3/n with n examples. With a loss of at least log 2 at a wrong answer
-        all n answers are right then.
+    - `loss_below`: the level, by default 0.3/n with n examples. No example can be on the wrong side then, because
+        it alone would add log(2)/n or more.
     - `times`: values of the first clock's variable at which to record as well; those after the switch are
         left out.
     """
@@ -263,9 +269,14 @@ def start(clock: AbstractClock, flow: AbstractFlow, problem: Problem, log_t: Arr
 
 
 def advance(
-    clock: AbstractClock, flow: AbstractFlow, problem: Problem, before: Mark, step: Array, params: PyTree[Array]
+    clock: AbstractClock,
+    flow: AbstractFlow,
+    problem: Problem,
+    before: Mark,
+    step: Array,
+    params: PyTree[Array],
 ) -> Mark:
-    """The mark after a `step` of the clock, from that before it: one gradient, and one product if the clock `curves`.
+    """The mark after a `step` of the clock: one gradient, and one product if the clock `curves`.
 
     log t goes on by the integral of the rate over the step, by way of its values and slopes at both ends.
     """
@@ -292,10 +303,8 @@ def quantities(problem: Problem, params: PyTree[Array]) -> dict[str, Array]:
     return {"loss": loss, "gradient_norm": loss * steepness, "log_loss": log_loss}
 
 
-def recorded(clock: AbstractClock, problem: Problem) -> tuple[str, ...]:
-    """The names of what every record in this clock holds."""
-    if isinstance(clock, Time):
-        return ("loss", "gradient_norm")
+def recorded(problem: Problem) -> tuple[str, ...]:
+    """The names of what every record holds in a clock other than plain time."""
     return ("loss", "gradient_norm", *["log_loss"] * _has_tail(problem), "log_t")
 
 
@@ -378,4 +387,6 @@ def log_elapsed(step: Array, start: tuple[Array, Array], end: tuple[Array, Array
     y = delta * jnp.expm1(z)
     below = y * fall + y * (1 - y) * ((1 - y) * (drop - fall) + y * (fall - drop_there))
     exponents = z - below
-    return high + jnp.log(step * delta * length) + jax.nn.logsumexp(exponents, b=_SHARE_WEIGHTS.astype(r0.dtype))
+    return (
+        high + jnp.log(step * delta * length) + jax.nn.logsumexp(exponents, b=_SHARE_WEIGHTS.astype(r0.dtype))
+    )

@@ -35,6 +35,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_ensemble"}, "above"),  # many members at once
+    ({"_two_phase"}, "above"),  # one run after the other
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data

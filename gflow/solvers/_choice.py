@@ -22,9 +22,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(
-    problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock = Time()
-) -> Choice:
+def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
     [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
@@ -38,10 +36,10 @@ def choose(
     gradient preserve, such as signs and zeros of diagonal networks;
     [`EXPRB32`][gflow.solvers.EXPRB32] does not, and is never chosen unasked.
 
-    In a `clock` other than plain time the horizon is a hundred thousand times the fastest time scale and more:
+    In a `clock` other than plain time the horizon is many thousand times the fastest time scale:
     [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
     """
-    if not isinstance(clock, Time) and problem.dtype.itemsize >= 4:
+    if not isinstance(clock, Time | None) and problem.dtype.itemsize >= 4:
         if problem.size <= _DENSE:
             solver = EXPRB43(symmetric=symmetric and isinstance(clock, LogLoss))
             return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")

@@ -35,16 +35,16 @@ class EXPRB43(AbstractFlowSolver):
     $$y_1 = y_0 + h \varphi_1(hJ) F + h (16 \varphi_3 - 48 \varphi_4)(hJ) D_2
           + h (-2 \varphi_3 + 12 \varphi_4)(hJ) D_3 ,$$
 
-    and the terms with $\varphi_4$ estimate the error of the embedded method of order 3. A-stable, and exact for
-    linear problems. A field that depends on time is taken together with the equation $t' = 1$.
+    and the terms with $\varphi_4$ estimate the error of the embedded method of order 3. A-stable, and exact
+    for linear problems. A field that depends on time is taken together with the equation $t' = 1$.
 
-    For a few hundred unknowns at most: a step costs 3 gradients and as many products with the Jacobian as there
-    are unknowns, the $\varphi$ functions of a matrix, and memory for some ten matrices. In return the number of steps
-    hardly depends on the stiffness, nor on the horizon once the solution has become straight. Dense output is
-    cubic Hermite.
+    For a few hundred unknowns at most: a step costs 3 gradients and as many products with the Jacobian as
+    there are unknowns, the $\varphi$ functions of a matrix, and memory for some ten matrices. In return the
+    number of steps hardly depends on the stiffness, nor on the horizon once the solution has become straight.
+    Dense output is cubic Hermite.
 
-    **Arguments:** `symmetric` promises that the Jacobian is a symmetric matrix, as that of gradient flow is, so
-    that the $\varphi$ functions come from its eigenvalues.
+    **Arguments:** `symmetric` promises that the Jacobian is a symmetric matrix, as that of gradient flow is,
+    so that the $\varphi$ functions come from its eigenvalues.
 
     ??? cite "Reference"
 

@@ -64,8 +64,8 @@ def _matrix_phi_jvp(primals, tangents):
 def general_phi(a):
     """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
 
-    With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and then
-    `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
+    With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and
+    then `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
     """
     one = jnp.eye(a.shape[0], dtype=a.dtype)
     size = jnp.max(jnp.sum(jnp.abs(a), axis=0))
