@@ -365,8 +365,8 @@ class FlowPath(AbstractPath):
         if code == NONFINITE:
             return "nonfinite", (
                 f"the gradient, the step or a watched quantity became NaN or infinite at {symbol} = {t:.6g} "
-                f"(step {steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in model "
-                "and loss"
+                f"(step {steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in "
+                "model and loss"
             )
         if code == UNDERFLOW:
             return "step_underflow", (

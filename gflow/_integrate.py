@@ -91,7 +91,7 @@ def integrate(
     - `observe`: what to record besides loss and gradient norm: a sequence of [`gflow.observe`][] objects,
         or a dictionary from names to functions `(model, data) -> array`.
     - `stop`: one or several conditions of [`gflow.stop`][] that end the run early.
-    - `max_steps`: the most steps to attempt; by default a million, and 100 000 in other clocks than plain time.
+    - `max_steps`: the most steps to attempt; by default a million, 100 000 in other clocks than plain time.
     - `progress`: whether to show a progress bar with t, the loss of the last record, and the step size.
     - `checkpoint`: a file in which the state of the run is kept (every half minute, and when it is
         interrupted). If it exists, the run goes on from there, to the same result bit for bit.
@@ -133,8 +133,8 @@ def integrate(
     if isinstance(clock, TwoPhase):
         if members is not None:
             raise ValueError(
-                "clock=TwoPhase() can't be used with ensemble=True, because members switch at different times; "
-                "run them one by one."
+                "clock=TwoPhase() can't be used with ensemble=True, because members switch at different "
+                "times; run them one by one."
             )
         run = _two_phases(problem, t_max, clock, **options)
     else:
@@ -314,8 +314,8 @@ def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) 
     _check_kind(clock)
     if not plain and _reads_time(flow, problem):
         raise ValueError(
-            f"flow must not depend on time in clock={type(clock).__name__}(), but {type(flow).__name__} reads "
-            "t; use plain time for it."
+            f"flow must not depend on time in clock={type(clock).__name__}(), but {type(flow).__name__} "
+            "reads t; use plain time for it."
         )
     clock.check(problem)
     if not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
@@ -347,8 +347,8 @@ def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
         )
     if rtol > clock.max_rtol * (1 + 1e-6):
         raise ValueError(
-            f"rtol must be at most {clock.max_rtol:g} with clock={type(clock).__name__}(), but {rtol:g} came; "
-            "over its long horizons steps at looser tolerances may leave the path unnoticed."
+            f"rtol must be at most {clock.max_rtol:g} with clock={type(clock).__name__}(), but {rtol:g} "
+            "came; over its long horizons steps at looser tolerances may leave the path unnoticed."
         )
     return rtol
 

@@ -146,8 +146,8 @@ class LogNorm(AbstractClock):
     )
     failure: ClassVar[str] = (
         "the norm of the parameters stopped growing, ⟨θ, −∇L⟩ ≤ 0, or the next step would raise the loss: "
-        "the path has left the cone in which all examples are classified rightly; use a smaller rtol, another "
-        "solver, or TwoPhase with a lower loss_below"
+        "the path has left the cone in which all examples are classified rightly; use a smaller rtol, "
+        "another solver, or TwoPhase with a lower loss_below"
     )
 
     def pace(self, flow, problem, params):
@@ -215,8 +215,8 @@ class TwoPhase(eqx.Module):
     **Arguments:**
 
     - `first`, `second`: the clocks, plain time and log-norm time by default.
-    - `loss_below`: the level, by default 0.3/n with n examples. No example can be on the wrong side then, because
-        it alone would add log(2)/n or more.
+    - `loss_below`: the level, by default 0.3/n with n examples. No example can be on the wrong side then,
+        because it alone would add log(2)/n or more.
     - `times`: values of the first clock's variable at which to record as well; those after the switch are
         left out.
     """
