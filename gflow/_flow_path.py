@@ -81,7 +81,9 @@ class FlowPath(AbstractPath):
         """As diffrax starts: the first step size, the solver's state, nothing done yet."""
         problem, solver = self.problem, self.solver
         term = self.clock.term(self.flow, problem)
-        mark = None if self.plain else clocks.start(self.clock, self.flow, problem, self.log_t0)
+        mark, log_t = None, None
+        if not self.plain:
+            mark, log_t = clocks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
         zero = jnp.zeros((), self.t_max.dtype)
         t_next, controller_state = self.controller.init(
             term,
@@ -100,7 +102,7 @@ class FlowPath(AbstractPath):
         _, _, dense, _, _ = eqx.filter_eval_shape(
             _attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
         )
-        sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, mark))
+        sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
         state = FlowState(
             t_before=zero,
@@ -151,13 +153,19 @@ class FlowPath(AbstractPath):
         safe = _tree.where(finite, params, now.params)
         error = jtu.tree_map(lambda e: jnp.where(finite & jnp.isfinite(e), e, jnp.inf), error)
         order = self.solver.error_order(term)
+        mark, compared = now.mark, (now.params, safe, error)
+        if now.mark is not None:
+            mark = self._mark(now.mark, now.t_next - now.t, safe)
+            if error is not None:  # log t is kept as accurate as the parameters
+                one = jnp.ones_like(mark.error)
+                wrong = jnp.where(jnp.isfinite(mark.error), jnp.abs(mark.error), jnp.inf)
+                compared = ((now.params, one), (safe, one), (error, wrong))
         keep, t, t_next, made_jump, controller_state, controller_result = self.controller.adapt_step_size(
             now.t,
             now.t_next,
-            now.params,
-            safe,
+            *compared[:2],
             None,
-            error,
+            compared[2],
             order,  # pyright: ignore[reportArgumentType]: None for methods without an estimate
             now.controller_state,
         )
@@ -182,9 +190,7 @@ class FlowPath(AbstractPath):
             [SOLVER_FAILURE, NONFINITE, jnp.where(nonfinite > 0, NONFINITE, UNDERFLOW)],
             RUNNING,
         )
-        mark = now.mark
         if mark is not None:
-            mark = jax.lax.cond(accept, lambda: self._mark(now.mark, t - now.t, safe), lambda: now.mark)
             astray = accept & ~mark.holds
             code = jnp.where((code == RUNNING) & astray, ASTRAY, code)
             accept &= ~astray
@@ -193,7 +199,11 @@ class FlowPath(AbstractPath):
             margins, watched, hvps = jax.lax.cond(
                 accept,
                 lambda: self.watch.margins(
-                    self.problem, safe, now.sides, now.watched, self._known(safe, mark)
+                    self.problem,
+                    safe,
+                    now.sides,
+                    now.watched,
+                    self._known(safe, None if mark is None else mark.log_t),
                 ),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
@@ -261,29 +271,29 @@ class FlowPath(AbstractPath):
     def _record(self, state, position):
         t = position.astype(state.t.dtype)
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
-        params, mark = jax.lax.cond(
-            t >= state.t, lambda: (state.params, state.mark), lambda: self._at(state, t)
-        )
-        if mark is not None:
-            return params, self._known(params, mark)
+        log_t = None if state.mark is None else state.mark.log_t
+        params, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
+        if log_t is not None:
+            return params, self._known(params, log_t)
         loss, gradient = self.problem.value_and_gradient(params)
         return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}
 
     def _at(self, state, t):
-        """Within the last step, θ and the clock's mark."""
+        """Within the last step, θ and log t."""
         interpolation = self.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense)
         params = interpolation.evaluate(t)
         if self.plain:
             return params, None
-        return params, self._mark(state.mark_before, t - state.t_before, params)
+        share = (t - state.t_before) / (state.t - state.t_before)
+        return params, clocks.log_time(state.mark_before, state.mark.course, share)
 
     def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
         """After a `step` of the clock."""
         return clocks.advance(self.clock, self.flow, self.problem, before, step, params)
 
-    def _known(self, params: PyTree[Array], mark: Mark | None) -> dict[str, Array]:
+    def _known(self, params: PyTree[Array], log_t: Array | None) -> dict[str, Array]:
         """What the clock knows of a place."""
-        return {} if mark is None else clocks.quantities(self.problem, params) | {"log_t": mark.log_t}
+        return {} if log_t is None else clocks.quantities(self.problem, params) | {"log_t": log_t}
 
     def locate(self, state):
         """By bisection of the margins on the dense output, until they cross first."""
@@ -296,8 +306,8 @@ class FlowPath(AbstractPath):
     def _first_crossing(self, state):
         # the smallest margin crosses where the first of the conditions holds
         def evaluate(t):
-            params, mark = self._at(state, t)
-            known = self._known(params, mark)
+            params, log_t = self._at(state, t)
+            known = self._known(params, log_t)
             margins, _, hvps = self.watch.margins(self.problem, params, state.sides, state.watched, known)
             return margins, hvps
 
@@ -415,7 +425,7 @@ class FlowPath(AbstractPath):
         if isinstance(self.controller, Predictive) and self.dt0 is None:
             at_start += 1
         watching = self.watch.gradients() * (steps - rejected + 1)
-        marks = 0 if self.plain else steps - rejected + 1
+        marks = 0 if self.plain else steps + 1
         hvps = int(getattr(state.solver_state, "hvps", 0)) + (marks if self.clock.curves else 0)
         return {
             "solver": self._name,

@@ -70,8 +70,9 @@ def integrate(
     - `flow`: the vector field, by default [`gflow.flows.GradientFlow`][].
     - `clock`: the variable in which the path is traversed, one of [`gflow.clocks`][]; by default plain time.
         Horizon, `dt0` and save times are in its unit, and stop conditions may also name `"log_loss"` (with a
-        loss that has a logarithm of its own) and `"log_t"`. Of a step's tolerance a clock other than plain
-        time uses a tenth, and it accepts `rtol` up to 1e-4.
+        loss that has a logarithm of its own) and `"log_t"`. A clock other than plain time gives each step
+        a twentieth of the tolerances, keeps log t to the absolute accuracy `rtol` as well, and accepts `rtol`
+        up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
         own the default is `diffrax.Tsit5()`.

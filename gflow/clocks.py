@@ -38,15 +38,15 @@ class AbstractClock(eqx.Module):
 
     - `symbol`: the letter of the variable, for messages.
     - `max_rtol`: the largest tolerance at which its runs have been found right; looser ones are refused.
-    - `share`: the part of the tolerance that a step may use up, a tenth because errors add up over a long
-        horizon.
+    - `share`: the part of the tolerance that a step may use up, a twentieth because errors add up over a
+        long horizon.
     - `curves`: whether the derivative of its rate takes a Hessian-vector product.
     - `failure`: why a run ends in which the clock goes wrong; `refusal`: why one can't begin.
     """
 
     symbol: ClassVar[str]
     max_rtol: ClassVar[float] = 1e-4
-    share: ClassVar[float] = 0.1
+    share: ClassVar[float] = 0.05
     curves: ClassVar[bool] = True
     refusal: ClassVar[str] = ""
     failure: ClassVar[str] = (
@@ -158,9 +158,12 @@ class LogNorm(AbstractClock):
         return Pace(jnp.log(q) - log_loss, jax.tree.map(lambda x: q * x, g))
 
     def is_over(self, flow, problem, params):
-        """Whether ‖θ‖ hardly grows."""
-        _, g = _per_loss(flow, problem, params)
-        return ~(_tree.dot(params, g) > 1e-3 * _tree.norm(params) * _tree.norm(g))
+        """Whether ‖θ‖ grows ten thousand times slower in log-loss time than at the start, or not at all."""
+
+        def slowness(params):
+            return self.pace(flow, problem, params).log_rate + _per_loss(flow, problem, params)[0]
+
+        return ~(slowness(params) < slowness(problem.params) + jnp.log(1e4))
 
     def check(self, problem):
         """Raises `ValueError` for a loss without an exponential tail."""
@@ -245,6 +248,8 @@ class Mark(NamedTuple):
     log_t: Float[Array, ""]
     log_rate: Float[Array, ""]
     slope: Float[Array, ""]  # of log_rate, in the clock's variable
+    course: "Course"  # of log_rate over the step that led here
+    error: Float[Array, ""]  # an estimate of that of log_t over this step
     descent: "Descent | None"  # where log L is known
     holds: Bool[Array, ""]  # whether the clock has been right up to here
 
@@ -265,7 +270,8 @@ def start(clock: AbstractClock, flow: AbstractFlow, problem: Problem, log_t: Arr
     if _has_tail(problem):
         log_loss, steepness = _height(problem, problem.params)
         descent = Descent(log_loss, log_loss, steepness, steepness)
-    return Mark(log_t, log_rate, slope, descent, jnp.array(True))
+    nothing = course(jnp.zeros_like(log_rate), None, (log_rate, slope), (log_rate, slope))
+    return Mark(log_t, log_rate, slope, nothing, jnp.zeros_like(log_rate), descent, jnp.array(True))
 
 
 def advance(
@@ -278,10 +284,15 @@ def advance(
 ) -> Mark:
     """The mark after a `step` of the clock: one gradient, and one product if the clock `curves`.
 
-    log t goes on by the integral of the rate over the step, by way of its values and slopes at both ends.
+    log t goes on by the integral of the rate over the step, by way of its values and slopes at both ends and
+    at the start of the step before. What these add to the two ends alone is the estimate of the error.
     """
     log_rate, slope = _rate(clock, flow, problem, params)
-    elapsed = log_elapsed(step, (before.log_rate, before.slope), (log_rate, slope))
+    last = before.course
+    earlier = (last.step, last.start, last.slope / jnp.where(last.step > 0, last.step, 1))
+    rate = course(step, earlier, (before.log_rate, before.slope), (log_rate, slope))
+    log_t = log_time(before, rate, jnp.ones_like(step))
+    error = log_t - log_time(before, rate._replace(bend=0 * step, twist=0 * step), jnp.ones_like(step))
     holds, descent = before.holds & jnp.isfinite(log_rate), before.descent
     if descent is not None:
         log_loss, steepness = _height(problem, params)
@@ -290,7 +301,12 @@ def advance(
             holds &= log_loss <= descent.lowest + allowed
         lowest = jnp.minimum(descent.lowest, log_loss)
         descent = Descent(log_loss, lowest, steepness, jnp.maximum(descent.steepest, steepness))
-    return Mark(jnp.logaddexp(before.log_t, elapsed), log_rate, slope, descent, holds)
+    return Mark(log_t, log_rate, slope, rate, error, descent, holds)
+
+
+def log_time(before: Mark, rate: "Course", until: Array) -> Float[Array, ""]:
+    """log t at a share of a step."""
+    return jnp.logaddexp(before.log_t, log_elapsed(rate, until))
 
 
 def quantities(problem: Problem, params: PyTree[Array]) -> dict[str, Array]:
@@ -359,7 +375,48 @@ def _check_tail(clock: AbstractClock, problem: Problem) -> None:
         raise ValueError(f"{name} can't be used with chunk_size, because log L is no mean over examples.")
 
 
-# The integral of a rate over a step is concentrated at the end where the rate is largest, within the
+class Course(NamedTuple):
+    """A log rate r over a step, as a polynomial of x = 0 … 1.
+
+    The cubic of its values and slopes at both ends, plus x² (1 − x)² (bend + twist · x), which vanishes there.
+    """
+
+    step: Float[Array, ""]
+    start: Float[Array, ""]
+    end: Float[Array, ""]
+    slope: Float[Array, ""]  # dr/dx at the start
+    slope_end: Float[Array, ""]
+    bend: Float[Array, ""]
+    twist: Float[Array, ""]
+
+    def __call__(self, x: Array) -> Array:
+        """r(x)."""
+        rise, bump = self.end - self.start, x * (1 - x)
+        cubic = (self.slope - rise) * (1 - x) + (rise - self.slope_end) * x
+        return self.start + x * rise + bump * (cubic + bump * (self.bend + self.twist * x))
+
+
+def course(step: Array, before: tuple[Array, ...] | None, start: tuple, end: tuple) -> Course:
+    """The course from the rates and slopes at the ends of a step, and those at the start of the one `before`.
+
+    That one is given with its length, or a length of 0 if there was none.
+    """
+    zero = jnp.zeros_like(step)
+    cubic = Course(step, start[0], end[0], step * start[1], step * end[1], zero, zero)
+    if before is None:
+        return cubic
+    length, rate, slope = before
+    known = length > 0
+    x = -jnp.where(known, length / step, 1)
+    value, gradient = jax.jvp(cubic, (x,), (jnp.ones_like(x),))
+    bump, bump_slope = (x * (1 - x)) ** 2, 2 * x * (1 - x) * (1 - 2 * x)
+    height = (rate - value) / bump  # bend + twist x
+    twist = (step * slope - gradient - bump_slope * height) / bump
+    bend = height - twist * x
+    return cubic._replace(bend=jnp.where(known, bend, 0), twist=jnp.where(known, twist, 0))
+
+
+# The integral of a rate over a step is concentrated at the end where the rate is larger, within the
 # inverse of its logarithm's slope. So the nodes are those of Gauss in z with y = δ (eᶻ − 1) the distance
 # from that end as a share of the step, δ that inverse: equally good for slopes of 0 and of a million.
 _PANELS = 10
@@ -368,25 +425,15 @@ _SHARES = ((np.arange(_PANELS)[:, None] + (_NODES + 1) / 2) / _PANELS).ravel()
 _SHARE_WEIGHTS = np.tile(_WEIGHTS / (2 * _PANELS), _PANELS)
 
 
-def log_elapsed(step: Array, start: tuple[Array, Array], end: tuple[Array, Array]) -> Float[Array, ""]:
-    """log ∫ eʳ ds over a step, r the cubic Hermite interpolant of a log rate.
-
-    `start` and `end` are (r, dr/ds) at the ends of the step.
-    """
-    (r0, slope0), (r1, slope1) = start, end
-    falling = r0 > r1
-    high, low = jnp.where(falling, r0, r1), jnp.where(falling, r1, r0)
-    # outwards from the higher end, in shares of the step
-    drop = jnp.where(falling, -slope0, slope1) * step
-    drop_there = jnp.where(falling, -slope1, slope0) * step
-    fall = high - low
-    steepness = jnp.maximum(fall, jnp.maximum(jnp.abs(drop), jnp.abs(drop_there)))
-    delta = 1 / jnp.maximum(steepness, 1)
+def log_elapsed(rate: Course, until: Array) -> Float[Array, ""]:
+    """log ∫ eʳ ds over the part of a step up to x = `until`."""
+    one = jnp.ones_like(until)
+    (start, slope), (end, slope_end) = (jax.jvp(rate, (x,), (one,)) for x in (0 * until, until))
+    steepness = until * jnp.maximum(jnp.abs(slope), jnp.abs(slope_end))
+    delta = 1 / jnp.maximum(jnp.maximum(steepness, jnp.abs(end - start)), 1)
     length = jnp.log1p(1 / delta)
-    z = length * _SHARES.astype(r0.dtype)
+    z = length * _SHARES.astype(start.dtype)
     y = delta * jnp.expm1(z)
-    below = y * fall + y * (1 - y) * ((1 - y) * (drop - fall) + y * (fall - drop_there))
-    exponents = z - below
-    return (
-        high + jnp.log(step * delta * length) + jax.nn.logsumexp(exponents, b=_SHARE_WEIGHTS.astype(r0.dtype))
-    )
+    exponents = z + rate(until * jnp.where(start > end, y, 1 - y))
+    weights = _SHARE_WEIGHTS.astype(start.dtype)
+    return jnp.log(rate.step * until * delta * length) + jax.nn.logsumexp(exponents, b=weights)

@@ -14,10 +14,10 @@ from scipy.integrate import solve_ivp
 from systems import Factors, Linear, tanh_network
 
 import gflow
-from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase, log_elapsed
+from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase, course, log_elapsed
 from gflow.flows import AbstractFlow
 from gflow.losses import CrossEntropy, Exponential, Logistic, Squared
-from gflow.stop import Crosses, GradientNormBelow, LossBelow
+from gflow.stop import Crosses, LossBelow
 
 ONE = (np.ones((1, 1)), np.ones(1))
 at_zero = lambda size: Linear(jnp.zeros(size))
@@ -35,7 +35,8 @@ STEPS = [
 
 def test_time_of_a_step():
     h, r0, slope0, r1, slope1 = np.array(STEPS).T
-    ours = jax.vmap(log_elapsed)(h, (r0, slope0), (r1, slope1))
+    whole = lambda h, *ends: log_elapsed(course(h, None, *ends), jnp.ones(()))
+    ours = jax.vmap(whole)(h, (r0, slope0), (r1, slope1))
     with mpmath.workdps(40):
         for value, (h, r0, slope0, r1, slope1) in zip(ours, STEPS, strict=True):
 
@@ -48,7 +49,7 @@ def test_time_of_a_step():
             near = [mpmath.mpf(2) ** k / steep for k in range(-3, 30) if 2**k < steep]
             cuts = sorted({mpmath.mpf(0), *near, *(1 - y for y in near), mpmath.mpf(1)})
             exact = max(r0, r1) + mpmath.log(h * mpmath.quad(rate, cuts))
-            assert abs(float(value - exact)) < 1e-8 + 1e-15 * abs(r1)
+            assert abs(float(float(value) - exact)) < 1e-8
 
 
 def test_log_t_of_one_logistic_example():
@@ -150,8 +151,8 @@ def test_logistic_regression_far_beyond_plain_time(data, most):
 def test_the_path_is_that_of_balls():
     # w(t)/|w(t)| tracks the minimum of L in the ball of radius |w(t)| (Ji and Telgarsky)
     x, y = separable(0)
-    kwargs = dict(loss=Logistic(), clock=LogLoss(), save_models=True, save_at=np.geomspace(0.05, 12, 6))
-    traj = gflow.integrate(at_zero(2), (x, y), 12.0, **kwargs)
+    kwargs = dict(loss=Logistic(), clock=LogLoss(), save_models=True, save_at=np.geomspace(0.05, 20, 6))
+    traj = gflow.integrate(at_zero(2), (x, y), 20.0, **kwargs)
     assert traj.log_t[0] < np.log(0.1) and traj.log_t[-1] > np.log(1e4)
     apart = []
     for w in np.asarray(traj.models.w):
@@ -220,7 +221,7 @@ def test_two_phases_and_log_norm_time(tmp_path):
     assert traj.loss[3] == pytest.approx(0.3 / n, rel=1e-9)
     assert np.array_equal(traj.t[:3], [0, 0.5, 1.0]) and np.all(np.diff(traj.log_t) > 0)
     np.testing.assert_allclose(traj.s[:3], traj.t[:3] - traj.t[3], rtol=1e-12)
-    np.testing.assert_allclose(np.log(traj["norm"][3:] / traj["norm"][3]), s, atol=1e-5)
+    np.testing.assert_allclose(np.log(traj["norm"][3:] / traj["norm"][3]), s, atol=1e-4)
     np.testing.assert_allclose(np.exp(traj["log_loss"][:4]), traj.loss[:4])
     start = flat(traj.models, 3), traj.log_t[3]
     exact, log_t, log_loss = margins_path(model, data, start, s)
@@ -266,7 +267,6 @@ def test_stops_and_records_of_one_exponential_example():
         LossBelow(1e-3): np.log(1000),
         Crosses("log_loss", -30.0): 30.0,
         Crosses("log_t", 40.0): np.log1p(np.exp(40.0)),
-        GradientNormBelow(1e-2): np.log(100),
     }
     for stop, tau in ends.items():
         traj = gflow.integrate(at_zero(1), ONE, np.inf, **kwargs, stop=stop)
@@ -297,6 +297,7 @@ def test_arclength_of_a_classifier_outlives_its_loss():
     np.testing.assert_allclose(traj.log_t[1:], traj.s[1:], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_clocks_show_the_same_path_and_time():
     model, data = network()
     kwargs = dict(loss=Exponential(), rtol=1e-8, atol=1e-11, save_at=[2.0], save_models=True)
@@ -377,6 +378,7 @@ def test_a_norm_that_stops_growing():
     assert abs(float(traj.model.w[0]) - np.log(2)) < 1e-2
 
 
+@pytest.mark.slow
 def test_a_network_with_kinks_ends_with_a_status():
     random = np.random.default_rng(0)
     angles = 2 * np.pi * (np.arange(8) + 0.5) / 8

@@ -68,7 +68,7 @@ def test_gradients_and_products_are_counted():
     jax.effects_barrier()
     size = sum(leaf.size for leaf in jax.tree.leaves(network[0]) if hasattr(leaf, "size"))
     assert traj.stats["hvps"] == size * traj.stats["steps"]
-    # the products make gradients as well, of which the counter sees one for each step, because they are batched
+    # the products make gradients as well, which the counter sees as one for each step: they are batched
     assert traj.stats["gradients"] <= counted[0] <= traj.stats["gradients"] + 2 * traj.stats["steps"]
     exact = gflow.integrate(*network, 20.0, solver=diffrax.Dopri8(), rtol=1e-11, atol=1e-13, save_at=2)
     assert traj.loss[-1] == pytest.approx(exact.loss[-1], rel=1e-3)
