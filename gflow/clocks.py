@@ -378,7 +378,8 @@ def _check_tail(clock: AbstractClock, problem: Problem) -> None:
 class Course(NamedTuple):
     """A log rate r over a step, as a polynomial of x = 0 … 1.
 
-    The cubic of its values and slopes at both ends, plus x² (1 − x)² (bend + twist · x), which vanishes there.
+    The cubic of its values and slopes at both ends, plus x² (1 − x)² (bend + twist · x), which vanishes
+    there.
     """
 
     step: Float[Array, ""]
