@@ -23,7 +23,7 @@ _DAMPING = 1e-3  # of the fit in parameter space; less amplifies the errors of t
 # spent since the last one, so that checks take an eleventh of all.
 _CHECK = 10
 _CHECK_RTOL = 0.03  # what a check finds is improved afterwards
-_NEXT_RTOL = 0.05  # of the next eigenvalue, where it is looked at
+_NEXT_RTOL = 1e-2  # of the next eigenvalue, where it is looked at
 # The next eigenvector is looked at in every record where its eigenvalue is as near as this, relatively, and
 # otherwise in every fourth.
 _NEAR = 0.05
