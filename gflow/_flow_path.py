@@ -273,15 +273,24 @@ class FlowPath(AbstractPath):
         return None
 
     def doubts(self, losses):
-        """Gradient flow never climbs."""
+        """Gradient flow never climbs, and an error of size `atol` must not swamp a tiny start."""
+        found = []
+        atol, start = getattr(self.controller, "atol", None), self.problem.params
+        if atol is not None:
+            scale = float(_tree.norm(start)) / self.problem.size**0.5
+            if 0 < scale < 10 * float(atol):
+                found.append(
+                    f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the parameters at the "
+                    "start, whose errors it ignores; use one that is a hundred times smaller than them, or less"
+                )
         allowed = 1e-2 * np.abs(losses[:-1]) + 1e-4 * np.abs(losses[0])  # errors at the bottom are no rise
         rise = np.max(np.diff(losses) - allowed, initial=-np.inf)
         if isinstance(self.flow, GradientFlow) and rise > 0:
-            return [
+            found.append(
                 "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
                 "steps were too long to follow it; use a smaller rtol and atol, or a shorter dt0"
-            ]
-        return []
+            )
+        return found
 
     def explain(self, state, code, initial_loss):
         """Tells apart a field that turns NaN, a blow-up, stiffness and a tolerance too tight."""

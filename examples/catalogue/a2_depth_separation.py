@@ -120,8 +120,9 @@ def run(quick: bool) -> Entry:
         line.legend()
 
     return Entry(
-        "Values whose targets have the ratio r are learned one by one only from a scale below σ_th, which falls "
-        "like (r−1)^{N/(N−2)} for depth N > 2 but exponentially in 1/(r−1) for N = 2, and never for N = 1.",
+        "Values whose targets have the ratio r are learned one by one only from a scale below σ_th,"
+        " which falls like (r−1)^{N/(N−2)} for depth N > 2 but exponentially in 1/(r−1) for N = 2, "
+        "and never for N = 1.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,
