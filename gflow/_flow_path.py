@@ -280,8 +280,8 @@ class FlowPath(AbstractPath):
             scale = float(_tree.norm(start)) / self.problem.size**0.5
             if 0 < scale < 10 * float(atol):
                 found.append(
-                    f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the first parameters, "
-                    "whose errors it ignores; use one that is a hundred times smaller than they are"
+                    f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the start, "
+                    "whose errors it ignores; use one a hundred times smaller than that"
                 )
         allowed = 1e-2 * np.abs(losses[:-1]) + 1e-4 * np.abs(losses[0])  # errors at the bottom are no rise
         rise = np.max(np.diff(losses) - allowed, initial=-np.inf)
