@@ -59,7 +59,7 @@ def toy_path(depth: float, t: Vector, start: float, target: float) -> Vector:
 
 
 def quadratic_path(t: Vector, start: float, targets: Vector) -> Matrix:
-    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)], one row a time."""
+    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)]; a row a time."""
     rate = lambda _, s: s * (targets - s + np.sum(targets - s) / 2)
     start_all = np.full(len(targets), start)
     path = scipy.integrate.solve_ivp(
