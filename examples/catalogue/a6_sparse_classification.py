@@ -22,9 +22,7 @@ def run(quick: bool) -> Entry:
         y = np.sign(x @ TRUTH)
         for depth in depths:
             model = gflow.models.Diagonal.constant(100, START ** (1 / depth), depth)
-            flow = follow(
-                model, (x, y), -np.log(LOSS), np.zeros(1), solver=diffrax.Tsit5(), atol=1e-9
-            )
+            flow = follow(model, (x, y), -np.log(LOSS), np.zeros(1), solver=diffrax.Tsit5(), atol=1e-9)
             beta = np.asarray(flow.model.effective())
             learned[depth, seed] = beta / np.linalg.norm(beta)
         separator = max_margin(y[:, None] * x)
@@ -41,7 +39,9 @@ def run(quick: bool) -> Entry:
         left.set(xlabel="depth N", ylabel=r"cosine of $\beta$ and $\beta^*$", xticks=depths)
         left.legend(title=r"dotted: $\ell_2$ margin", fontsize=8, title_fontsize=8)
         for depth in depths:
-            right.semilogy(np.arange(1, 21), np.sort(np.abs(learned[depth, 0]))[:-21:-1], ".-", label=f"N = {depth}")
+            right.semilogy(
+                np.arange(1, 21), np.sort(np.abs(learned[depth, 0]))[:-21:-1], ".-", label=f"N = {depth}"
+            )
         right.set(xlabel="rank i", ylabel=r"$|\beta|_{(i)}/\|\beta\|$", ylim=(1e-5, 1.5))
         right.legend(fontsize=8)
 
@@ -50,7 +50,9 @@ def run(quick: bool) -> Entry:
         "weights like the separator of largest ℓ₂ margin.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         [
-            below("N = 1: cosine of β and the truth, largest", worst(cosines[1, seed] for seed in SEEDS), 0.9),
+            below(
+                "N = 1: cosine of β and the truth, largest", worst(cosines[1, seed] for seed in SEEDS), 0.9
+            ),
             below("separator of largest ℓ₂ margin: the same", worst(w @ TRUTH for w in margin), 0.9),
             above("N ≥ 3: cosine of β and the truth, least", min(cosines[key] for key in deep), 0.97),
             below("N ≥ 3: fifth of |β| over the largest", worst(fifth(learned[key]) for key in deep), 0.1),

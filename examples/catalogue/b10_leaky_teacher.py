@@ -28,7 +28,12 @@ def run(quick: bool) -> Entry:
         first = gflow.models.TwoLayer(True, False, model.slope)
         observe = {"w": lambda model, _: model.w}
         flow = follow_by_euler(
-            model, teacher(seed, 40, 10, gap=1.0), 100, np.linspace(0, 500, 1001), trainable=first, observe=observe
+            model,
+            teacher(seed, 40, 10, gap=1.0),
+            100,
+            np.linspace(0, 500, 1001),
+            trainable=first,
+            observe=observe,
         )
         flows.append(flow)
         cosines.append([np.min(within(flow["w"][-1][i::2])) for i in (0, 1)])

@@ -20,7 +20,9 @@ def log_time(flow) -> np.ndarray:
 
 def run(quick: bool) -> Entry:
     """The direction of w at times up to τ = 1e5, its increments, and log t times its distance."""
-    sets = {f"{n} × {d}, {seed}": teacher(seed, n, d) for n, d in ((30, 2), (40, 10), (20, 50)) for seed in SEEDS}
+    sets = {
+        f"{n} × {d}, {seed}": teacher(seed, n, d) for n, d in ((30, 2), (40, 10), (20, 50)) for seed in SEEDS
+    }
     found = real()
     sets |= {name: found[name] for name in (("iris",) if quick else found)}
     runs, at = {}, {tau: int(np.argmin(np.abs(TIMES - tau))) for tau in (1e4, 10**4.5, 1e5)}
@@ -66,9 +68,21 @@ def run(quick: bool) -> Entry:
         "distance that falls like 1/log t.",
         "Soudry, Hoffer, Nacson, Gunasekar and Srebro, JMLR 2018, arXiv:1710.10345",
         [
-            below("distance of w/‖w‖ to the separator at τ = 1e4", worst(r[1][at[1e4] - 1] for r in runs.values()), 1e-3),
-            below("distance of the increment of w from τ = 10^4.5 to 1e5", worst(r[2] for r in runs.values()), 1e-8),
-            below("log t times the distance: relative change over a decade of τ", worst(r[3] for r in runs.values()), 0.02),
+            below(
+                "distance of w/‖w‖ to the separator at τ = 1e4",
+                worst(r[1][at[1e4] - 1] for r in runs.values()),
+                1e-3,
+            ),
+            below(
+                "distance of the increment of w from τ = 10^4.5 to 1e5",
+                worst(r[2] for r in runs.values()),
+                1e-8,
+            ),
+            below(
+                "log t times the distance: relative change over a decade of τ",
+                worst(r[3] for r in runs.values()),
+                0.02,
+            ),
         ],
         draw,
     )

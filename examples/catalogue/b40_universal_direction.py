@@ -42,7 +42,9 @@ def run(quick: bool) -> Entry:
             below("median radius over ‖x‖, universal direction", worst(map(np.median, universal)), 0.6),
             above(
                 "median radius in a random direction over that, least",
-                min(min(np.median(r), 10) / np.median(u) for r, u in zip(random_ones, universal, strict=True)),
+                min(
+                    min(np.median(r), 10) / np.median(u) for r, u in zip(random_ones, universal, strict=True)
+                ),
                 3,
             ),
         ],

@@ -33,8 +33,13 @@ def run(quick: bool) -> Entry:
         axes = figure.subplots()
         for name, color, values in (("training", "C0", trained), ("fresh", "C3", fresh)):
             for row in values:
-                axes.loglog(LEVELS, row, "o-", color=color, label=f"{name} examples" if row is values[0] else None)
-        axes.set(xlabel=r"$-\log L$", ylabel=r"residual of $\theta=\sum\lambda_i y_i\nabla f(x_i)$, $\lambda\geq 0$")
+                axes.loglog(
+                    LEVELS, row, "o-", color=color, label=f"{name} examples" if row is values[0] else None
+                )
+        axes.set(
+            xlabel=r"$-\log L$",
+            ylabel=r"residual of $\theta=\sum\lambda_i y_i\nabla f(x_i)$, $\lambda\geq 0$",
+        )
         axes.legend()
 
     return Entry(

@@ -68,7 +68,10 @@ def run(quick: bool) -> Entry:
         for i, label in enumerate(("flow", r"$\ell_1$ margin", r"$\ell_2$ margin")):
             right.bar(np.arange(3) + 0.27 * (i - 1), [row[i] for row in three], 0.25, label=label)
         right.set(
-            xticks=range(3), xlabel="random data", ylabel=r"$\sum_i|\beta_i|^{2/3}$ at margin 1", title="$D=3$"
+            xticks=range(3),
+            xlabel="random data",
+            ylabel=r"$\sum_i|\beta_i|^{2/3}$ at margin 1",
+            title="$D=3$",
         )
         right.legend(fontsize=7, loc="lower right")
 
@@ -86,7 +89,10 @@ def run(quick: bool) -> Entry:
                 0.2,
             ),
             below("D = 3: KKT residual at −log L = 1e6", worst(row[3] for row in three), 1e-2),
-            holds("D = 3: Σ|β|^{2/3} below those of the ℓ₁ and ℓ₂ margins", all(r[0] < min(r[1:3]) for r in three)),
+            holds(
+                "D = 3: Σ|β|^{2/3} below those of the ℓ₁ and ℓ₂ margins",
+                all(r[0] < min(r[1:3]) for r in three),
+            ),
         ],
         draw,
     )

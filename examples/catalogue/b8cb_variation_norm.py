@@ -17,7 +17,9 @@ def run(quick: bool) -> Entry:
     observe = {"margin": lambda model, data: 2 * bias.parameter_margin(model, data)}
     level, widths = 2e3, (50,) if quick else (12, 50, 200)
     runs = {
-        (width, seed): follow_relu(network(width, seed), data, level, np.linspace(0, 80, 401), observe=observe)
+        (width, seed): follow_relu(
+            network(width, seed), data, level, np.linspace(0, 80, 401), observe=observe
+        )
         for width in widths
         for seed in SEEDS
     }
