@@ -56,8 +56,8 @@ def run(quick: bool) -> Entry:
         right.legend()
 
     return Entry(
-        "With a linear teacher the neurons of a small leaky ReLU network gather in two directions, one for each "
-        "sign of the second layer, and its decisions are nearly those of a linear classifier.",
+        "With a linear teacher the neurons of a small leaky ReLU network gather in two directions, one for "
+        "each sign of the second layer, and its decisions are nearly those of a linear classifier.",
         "Sarussi, Brutzkus and Globerson, ICML 2021, arXiv:2101.02533",
         [
             above("cosine of two neurons of a cluster, least", np.min(cosines), 0.999),

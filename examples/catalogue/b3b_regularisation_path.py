@@ -33,12 +33,12 @@ def run(quick: bool) -> Entry:
         axes = figure.subplots()
         for seed, row in zip(SEEDS, distances, strict=True):
             axes.loglog(TIMES[1:], row, ".-", label=f"data {seed}")
-        axes.set(xlabel=r"$\tau$", ylabel=r"distance of $w/\|w\|$ to that of the optimum in the ball")
+        axes.set(xlabel=r"$\tau$", ylabel=r"distance to the optimum's direction")
         axes.legend()
 
     return Entry(
-        "At every time the flow of logistic regression has nearly the direction of the smallest loss in the ball "
-        "whose radius is its norm, and in the end the same.",
+        "At every time the flow of logistic regression has nearly the direction of the smallest loss in the "
+        "ball whose radius is its norm, and in the end the same.",
         "Ji and Telgarsky, COLT 2019, arXiv:1803.07300; Ji, Dudík, Schapire and Telgarsky, COLT 2020, "
         "arXiv:2006.11226",
         [

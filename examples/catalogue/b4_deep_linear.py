@@ -65,8 +65,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].legend(fontsize=7)
 
     return Entry(
-        "The flow of a deep linear network aligns its layers, makes each of rank one, and goes to the separator of "
-        "largest ℓ₂ margin.",
+        "The flow of a deep linear network aligns its layers, makes each of rank one, and goes to the "
+        "separator of largest ℓ₂ margin.",
         "Ji and Telgarsky, ICLR 2019, arXiv:1810.02032; NeurIPS 2020, arXiv:2006.06657",
         [
             below(
