@@ -136,8 +136,8 @@ def run(quick: bool) -> Entry:
 
     return Entry(
         "Several classes go to the multiclass separator, steepest descent to the largest margin in its own "
-        "norm, stochastic descent to the ℓ₂ separator as fast as plain descent; a loss with a polynomial tail "
-        "goes elsewhere.",
+        "norm, stochastic descent to the ℓ₂ separator as fast as plain descent; a loss with a polynomial "
+        "tail goes elsewhere.",
         "Soudry et al., JMLR 2018, arXiv:1710.10345; Gunasekar, Lee, Soudry and Srebro, ICML 2018, "
         "arXiv:1802.08246; Nacson, Srebro and Soudry, AISTATS 2019, arXiv:1806.01796",
         [

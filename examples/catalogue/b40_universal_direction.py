@@ -40,7 +40,7 @@ def run(quick: bool) -> Entry:
 
     return Entry(
         "On nearly orthogonal examples one direction, Σ yᵢxᵢ, makes a trained ReLU network wrong on all of "
-        "them after a move shorter than the examples, while a random direction takes several times their length.",
+        "them after a move shorter than the examples, while a random one takes several times their length.",
         "Vardi, Yehudai and Shamir, NeurIPS 2022, arXiv:2202.04347",
         [
             below("median radius over ‖x‖, universal direction", worst(typical[0]), 0.6),
