@@ -22,11 +22,15 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy")
 
 
-def parse(doc: str | None) -> argparse.Namespace:
-    """The command line of a benchmark with that docstring: `quick` and `output`."""
+def parse(doc: str | None, *, part: str | None = None) -> argparse.Namespace:
+    """The command line of a benchmark with that docstring: `quick`, `output`, and `only`, if it has parts."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="smaller, to see that it works")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
+    if part is not None:
+        parser.add_argument(
+            "--only", metavar=part.upper(), help=f"this {part} alone, into the stored results"
+        )
     return parser.parse_args()
 
 
@@ -41,6 +45,12 @@ def write(name: str, results: Mapping[str, Any], output: str | os.PathLike = RES
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def stored(name: str, output: str | os.PathLike = RESULTS) -> dict[str, Any]:
+    """The results in `<output>/<name>.json`, empty if there is none."""
+    path = Path(output) / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
 
 
 def environment() -> dict[str, Any]:

@@ -117,7 +117,7 @@ def march(problem: gflow.Problem, horizon: float, share: float, order: int, limi
     `order` 1 is gradient descent; 4 is the classical Runge-Kutta method.
     """
     params, t, steps, hvps = problem.params, 0.0, 0, 0
-    state = jtu.tree_map(jnp.zeros_like, params)
+    state = gflow.curvature.start_track(problem)
     while t < horizon and steps * order < limit:
         now = jnp.asarray(t)  # an array, because a Python number would be compiled in
         params, t_new, spent, state = _marched(problem, params, now, horizon, share, state, order)
@@ -130,8 +130,7 @@ def march(problem: gflow.Problem, horizon: float, share: float, order: int, limi
 
 @eqx.filter_jit
 def _marched(problem, params, t, horizon, share, state, order):
-    pairs = gflow.curvature.track(problem, params, state, rtol=1e-2)
-    state = jtu.tree_map(lambda v: v[0], pairs.vectors)
+    pairs, state = gflow.curvature.follow(problem, params, state, rtol=1e-2)
     h = jnp.minimum(share / jnp.maximum(pairs.values[0], 1e-3), horizon - t)
     along = lambda k, c: jtu.tree_map(lambda p, g: p - c * g, params, k)
     k1 = problem.gradient(params)

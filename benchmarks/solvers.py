@@ -1,6 +1,6 @@
 """The race of solvers: gradients spent for the error reached, on stiff and nonstiff gradient flows.
 
-    python benchmarks/solvers.py [--quick] [--output DIR]
+    python benchmarks/solvers.py [--quick] [--only PROBLEM] [--output DIR]
 
 Every problem has a reference by Dopri8 at tight tolerances, cross-checked by a second method. Errors are
 ‖θ(T) − reference‖ / ‖reference‖. Costs are gradients, with everything counted that a method spends on
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from _report import paired_ratio, parse, table, write
+from _report import paired_ratio, parse, stored, table, write
 from _stiff import (
     Stiff,
     convolutional,
@@ -286,14 +286,22 @@ def draw(results: dict[str, Any], path: Any) -> None:
 
 def main() -> None:
     """Runs the race, prints the table and writes the files."""
-    arguments = parse(__doc__)
+    arguments = parse(__doc__, part="problem")
     jax.config.update("jax_enable_x64", True)
     warnings.filterwarnings("ignore", message="the loss rose")
-    results: dict[str, Any] = {"quick": arguments.quick, "problems": {}}
     path = arguments.output / "solvers.json"
-    for case in problems(arguments.quick):
-        results["problems"][case.name] = measure(case, arguments.quick)
-        write("solvers", results, arguments.output)  # after each, so that nothing is lost
+    cases = {case.name: case for case in problems(arguments.quick)}
+    measured: dict[str, Any] = {}
+    if arguments.only is not None:
+        if arguments.only not in cases:
+            raise SystemExit(f"--only must be one of {', '.join(map(repr, cases))}, not {arguments.only!r}")
+        measured = stored("solvers", arguments.output).get("problems", {})
+    for name, case in cases.items():
+        if arguments.only in (None, name):
+            measured[name] = measure(case, arguments.quick)
+            ordered = {key: measured[key] for key in cases if key in measured}
+            results = {"quick": arguments.quick, "problems": ordered}
+            write("solvers", results, arguments.output)  # after each, so that nothing is lost
     text = rendered(results)
     print(text)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")

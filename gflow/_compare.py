@@ -18,8 +18,15 @@ from gflow._integrate import flow_run
 from gflow._numbers import Real, count, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import AbstractObservable, Sharpness, as_observables
-from gflow.stability import AbstractOptimizer, Edge, GradientDescent, edge
+from gflow.observe import (
+    AbstractObservable,
+    AbstractStepObservable,
+    PreconditionedSharpness,
+    Sharpness,
+    as_observables,
+)
+from gflow.stability import AbstractOptimizer, Edge, GradientDescent
+from gflow.stability._edge import statistics
 
 
 class Comparison(eqx.Module):
@@ -32,8 +39,11 @@ class Comparison(eqx.Module):
     - `distance`: ‖θ_descent − θ_flow‖ / ‖θ_flow − θ(0)‖ at each record, 0 at the start.
     - `learning_rate`: η.
     - `threshold`: the sharpness above which the descent is linearly unstable, 2/η for plain gradient
-        descent; `None` where it isn't known for the optimiser.
-    - `edge`: where the sharpness crosses the threshold, where the loss then begins to rise, and the
+        descent; an array with one for each record if the learning rate follows a schedule; `None` where
+        it isn't known for the optimiser.
+    - `quantity`: the record of the descent that the threshold is for, `"sharpness"` or, for RMSProp and
+        Adam, `"preconditioned_sharpness"`.
+    - `edge`: where that record crosses the threshold, where the loss then begins to rise, and the
         statistics after that, as [`gflow.stability.Edge`][]. `crossing` and `onset` are the first two.
         Without a threshold they raise `ValueError`, because `None` would read as "never".
     """
@@ -43,22 +53,25 @@ class Comparison(eqx.Module):
     step: np.ndarray
     distance: Float[np.ndarray, " records"]
     learning_rate: float
-    threshold: float | None
+    threshold: float | Float[np.ndarray, " records"] | None
+    quantity: str = eqx.field(static=True)
 
     @property
     def edge(self) -> Edge:
         """Statistics of the descent at the edge of stability; `ValueError` where no threshold is known."""
         if self.threshold is None:
             raise ValueError(
-                "optimizer has no constant threshold on the sharpness that gflow knows, so that a crossing "
+                "optimizer has no threshold on the sharpness that gflow knows, so that a crossing "
                 "has no meaning; pass one of gflow.stability, such as Polyak(0.1, 0.9), or "
                 "gflow.stability.Custom(optimizer, limit)."
             )
-        return edge(self.step, self.descent["sharpness"], self.descent.step_loss, self.threshold)
+        path = self.descent
+        assert path.step_loss is not None  # every descent has them
+        return statistics(self.step, path.records, path.step_loss, path[self.quantity], self.threshold)
 
     @property
     def crossing(self) -> int | None:
-        """First recorded step with sharpness > threshold, `None` if never; raises as `edge` does."""
+        """First recorded step with `quantity` > threshold, `None` if never; raises as `edge` does."""
         return self.edge.crossing
 
     @property
@@ -74,8 +87,10 @@ class Comparison(eqx.Module):
         if self.threshold is None:
             lines.append("  threshold not known")
         else:
+            low, high = np.min(self.threshold), np.max(self.threshold)
+            shown = f"{low:.6g} to {high:.6g}" if low < high else f"{low:.6g}"
             lines += [
-                f"  threshold {self.threshold:.6g}",
+                f"  threshold {shown}" + " (preconditioned)" * (self.quantity != "sharpness"),
                 f"  crossing  {step(self.crossing)}",
                 f"  onset     {step(self.onset)}",
             ]
@@ -113,12 +128,13 @@ def compare(
     - `model`, `data`, `loss`, `trainable`, `chunk_size`: as for [`gflow.Problem`][].
     - `learning_rate`: η.
     - `t_max`: the horizon; the descent makes ⌊t_max/η⌋ steps, and the flow ends at η times as many.
-    - `optimizer`: an optax transformation whose step is worth `learning_rate` in time; by default plain
-        gradient descent.
+    - `optimizer`: an optax transformation, or one of [`gflow.stability`][] whose threshold is known, whose
+        step is worth `learning_rate` in time; by default plain gradient descent.
     - `solver`, `rtol`, `atol`: of the flow, as for [`gflow.integrate`][].
     - `save_every`: record every so many steps; by default every step, or about 500 records if there are
         more steps.
-    - `observe`: what to record besides loss, gradient norm and sharpness.
+    - `observe`: what to record besides loss, gradient norm and sharpness, and of a descent with RMSProp or
+        Adam the preconditioned sharpness. What belongs to steps is recorded of the descent alone.
     - `progress`, `throw`: as for [`gflow.integrate`][].
 
     **Returns:** a [`gflow.Comparison`][].
@@ -138,8 +154,13 @@ def compare(
         )
     save_every = math.ceil(steps / 500) if save_every is None else count("save_every", save_every)
     observables = as_observables(observe)
-    if all(item.name != "sharpness" for item in observables):
-        observables = (*observables, Sharpness())
+    known = GradientDescent(rate) if optimizer is None else optimizer
+    known = known if isinstance(known, AbstractOptimizer) else None
+    needed: list[AbstractObservable] = [Sharpness()]
+    if known is not None and known.quantity == "preconditioned_sharpness":
+        needed.append(PreconditionedSharpness())
+    names = [item.name for item in observables]
+    observables = (*observables, *(item for item in needed if item.name not in names))
     descent = descent_run(
         problem,
         rate if optimizer is None else optimizer,
@@ -155,7 +176,7 @@ def compare(
         rtol=rtol,
         atol=atol,
         save_at=descent.times,
-        observe=observables,
+        observe=[item for item in observables if not isinstance(item, AbstractStepObservable)],
         progress=progress,
     )
     distance = []
@@ -169,13 +190,16 @@ def compare(
         for run in (flow, descent):
             if not run.status:
                 run.interrupt()
+    path = descent.trajectory(throw=False)
+    assert path.step is not None  # a descent has steps
     result = Comparison(
         flow=flow.trajectory(throw=False),
-        descent=descent.trajectory(throw=False),
-        step=np.rint(np.asarray(descent.t) / rate).astype(int),
+        descent=path,
+        step=path.step,
         distance=np.asarray(distance, dtype=np.float64),
         learning_rate=rate,
-        threshold=_threshold(GradientDescent(rate) if optimizer is None else optimizer),
+        threshold=None if known is None else _threshold(known, path.step),
+        quantity="sharpness" if known is None else known.quantity,
     )
     for run in (result.flow, result.descent):
         if throw and not run.ok and run.status != "interrupted":
@@ -183,11 +207,11 @@ def compare(
     return result
 
 
-def _threshold(optimizer: optax.GradientTransformation | AbstractOptimizer) -> float | None:
-    """The constant threshold on the sharpness of the Hessian, if there is one."""
-    if not isinstance(optimizer, AbstractOptimizer) or optimizer.quantity != "sharpness":
-        return None
-    return None if optimizer.scheduled else float(optimizer.threshold())
+def _threshold(optimizer: AbstractOptimizer, step: np.ndarray) -> float | np.ndarray:
+    """The threshold, or one for each record if it changes."""
+    if not optimizer.scheduled:
+        return float(optimizer.threshold())
+    return np.broadcast_to(np.asarray(optimizer.threshold(step), np.float64), step.shape)
 
 
 @eqx.filter_jit

@@ -20,6 +20,7 @@ from gflow._stepper import (
     loss_and_gradient_norm,
 )
 from gflow._watch import Watch
+from gflow.observe import Step
 from gflow.stability import AbstractOptimizer
 
 # Losses of so many steps leave the compiled loop at once; of an ensemble fewer, because a loop over
@@ -216,6 +217,15 @@ class DescentPath(AbstractPath):
         if self.minibatch is None:
             return state.params, state.loss, state.gradient_norm, 0
         return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
+
+    @eqx.filter_jit
+    def next_step(self, state):
+        """The update by the gradient that is known, and what it divides the gradient by."""
+        after, optimizer_state = self._propose(state)
+        preconditioner = None
+        if isinstance(self.optimizer, AbstractOptimizer):
+            preconditioner = self.optimizer.preconditioner(optimizer_state)
+        return Step(state.params, after, preconditioner)
 
     def shown(self, state):
         """The step number."""

@@ -26,6 +26,7 @@ from gflow._stepper import (
     doubts,
     init_observables,
     read_observables,
+    step_to_read,
 )
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import RESERVED, AbstractObservable
@@ -119,10 +120,14 @@ class _Ensemble(eqx.Module):
         return self._each(lambda path: init_observables(self.observables, path.problem, path.problem.params))
 
     @eqx.filter_jit
-    def read(self, params, states):
+    def read(self, params, states, state):
         """What the observables see."""
-        read = lambda path, *arguments: read_observables(self.observables, path.problem, *arguments)
-        return self._each(read, params, states)
+
+        def of_one(path, params, states, state):
+            step = step_to_read(self.observables, path, state)
+            return read_observables(self.observables, path.problem, params, states, step)
+
+        return self._each(of_one, params, states, state)
 
     @eqx.filter_jit
     def one(self, state, i):
@@ -272,7 +277,7 @@ class EnsembleRun:
             self._finish(i, NONFINITE)
         values, hvps, trusted = {}, 0, {}
         if run.observables:
-            values, self._observed, hvps, trusted = ensemble.read(self._last, self._observed)
+            values, self._observed, hvps, trusted = ensemble.read(self._last, self._observed, self._state)
         values = {"loss": loss, "gradient_norm": gradient_norm, **values}
         self._rows.append(_Row(values, hvps, trusted, self._last if run.save_models else None))
         self._measured[good] = len(self._rows)
@@ -323,6 +328,7 @@ class EnsembleRun:
             records=records,
             model=problem.model(self._last),
             models=models,
+            step=np.asarray(run.positions, dtype=int) if self._step_losses[0] else None,
             step_loss=self._all_step_losses(),
             status=status,
             reason=reason,

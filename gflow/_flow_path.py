@@ -260,6 +260,10 @@ class FlowPath(AbstractPath):
         margins, hvps = evaluate(t)
         return t, jnp.argmin(margins), count + 1, spent + hvps
 
+    def next_step(self, state):
+        """None: what a step of the solver does is no property of the flow."""
+        return None
+
     def shown(self, state):
         """The step size."""
         return {"step": f"{float(state.t_next - state.t):.3g}"}
@@ -316,8 +320,9 @@ class FlowPath(AbstractPath):
         taken = float(state.t - state.t_before) or h
         if self.problem.dtype.itemsize < 4:
             return f"{self.problem.dtype} resolves too little to tell why; use float32 or float64"
-        pairs = eqx.filter_jit(curvature.track)(self.problem, state.params, None, rtol=1e-2, max_hvps=100)
-        top = pairs.values[0]
+        # Compiled, it doesn't warn: an eigenvalue that has not converged will do.
+        find = eqx.filter_jit(curvature.top_eigenpairs)
+        top = find(self.problem, params=state.params, rtol=1e-2, max_hvps=100).values[0]
         product = taken * float(top)
         where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
         if product > 0.7:

@@ -20,7 +20,7 @@ from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
 from gflow._watch import Watch
-from gflow.flows import AbstractFlow, GradientFlow
+from gflow.flows import AbstractFlow, GradientFlow, WeightDecay
 from gflow.observe import AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
 from gflow.stop import AbstractStop
@@ -155,8 +155,8 @@ def flow_run(
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
         if solver is None:
-            symmetric = isinstance(flow, GradientFlow)
-            solver, reason = choose(problem, rtol, symmetric=symmetric)
+            symmetric = isinstance(flow, GradientFlow | WeightDecay)
+            solver, reason = choose(problem, rtol, atol=atol, symmetric=symmetric)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
             inner = solver.tolerances(rtol, atol)

@@ -88,7 +88,7 @@ class Problem(eqx.Module):
 
     def value(self, params: PyTree[Array]) -> Float[Array, ""]:
         """L(θ)."""
-        return self._mean(lambda data: self.loss(self.model(params), data))
+        return self.mean(lambda data: self.loss(self.model(params), data))
 
     def gradient(self, params: PyTree[Array]) -> PyTree[Array]:
         """∇L(θ), a PyTree like `params`."""
@@ -100,29 +100,18 @@ class Problem(eqx.Module):
         def of_chunk(data):
             return jax.value_and_grad(lambda p: self.loss(self.model(p), data))(params)
 
-        return self._mean(of_chunk)
+        return self.mean(of_chunk)
 
     def hvp(self, params: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
         """Hessian-vector product ∇²L(θ) v, forward over reverse: about two gradients, memory O(P)."""
         return jax.jvp(self.gradient, (params,), (v,))[1]
 
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of the parameters."""
-        return jnp.result_type(*jtu.tree_leaves(self.params))
+    def mean(self, of_chunk: Callable[[PyTree[Array]], PyTree[Array]]) -> PyTree[Array]:
+        """A mean over examples, given `of_chunk(data)`, the mean over some of them, as PyTree of arrays.
 
-    @property
-    def size(self) -> int:
-        """P, the number of parameters."""
-        return sum(leaf.size for leaf in jtu.tree_leaves(self.params))
-
-    @property
-    def examples(self) -> int:
-        """n, the number of examples; `ValueError` if the data have no common leading axis."""
-        return _count_examples(self.data)
-
-    def _mean(self, of_chunk: Callable[[PyTree[Array]], PyTree[Array]]) -> PyTree[Array]:
-        """`of_chunk(data)` as the mean over chunks, weighted by their number of examples."""
+        With `chunk_size` it is accumulated over chunks; value, gradient and Hessian-vector product are made
+        with it.
+        """
         # "highest" because TF32 products spoil gradients at 1e-3, and with them the error control.
         with jax.default_matmul_precision("highest"):
             size = self.chunk_size
@@ -145,6 +134,21 @@ class Problem(eqx.Module):
                 last = of_chunk(chunk(full * size, rest))
                 mean = jtu.tree_map(lambda m, x: m + x * (rest / self.examples), mean, last)
             return mean
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the parameters."""
+        return jnp.result_type(*jtu.tree_leaves(self.params))
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(leaf.size for leaf in jtu.tree_leaves(self.params))
+
+    @property
+    def examples(self) -> int:
+        """n, the number of examples; `ValueError` if the data have no common leading axis."""
+        return _count_examples(self.data)
 
     def _check_loss(self) -> None:
         struct = _shape_of(self.loss, self.model(self.params), self.data)

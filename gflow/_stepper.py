@@ -27,7 +27,7 @@ from gflow._repeat import Repeat
 from gflow._start_check import check_start
 from gflow._trajectory import FlowError, Trajectory
 from gflow._watch import Watch
-from gflow.observe import RESERVED, AbstractObservable
+from gflow.observe import RESERVED, AbstractObservable, AbstractStepObservable, Step
 
 # Why an `advance` returned before its target; the paths add the words.
 RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE = range(6)
@@ -89,6 +89,10 @@ class AbstractPath(eqx.Module):
         """Counts of the path itself: solver, steps, rejected, gradients, hvps."""
 
     @abc.abstractmethod
+    def next_step(self, state: PyTree) -> Step | None:
+        """The step that comes next; `None` for a path that has no steps of its own."""
+
+    @abc.abstractmethod
     def shown(self, state: PyTree) -> dict[str, str]:
         """What the progress bar shows of `state`."""
 
@@ -118,9 +122,14 @@ def init_observables(observables, problem, params):
 
 
 @eqx.filter_jit
-def read_observables(observables, problem, params, states):
+def read_observables(observables, problem, params, states, step=None):
     """Named values, states for the next record, HVPs spent, and whether each is to be trusted."""
-    readings = [item.read(problem, params, state) for item, state in zip(observables, states, strict=True)]
+    readings = [
+        item.read(problem, params, state)
+        if step is None or not isinstance(item, AbstractStepObservable)
+        else item.read_step(problem, step, state)
+        for item, state in zip(observables, states, strict=True)
+    ]
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
     names = [name for reading in readings for name in reading.values]
@@ -134,6 +143,12 @@ def read_observables(observables, problem, params, states):
         for item, reading in zip(observables, readings, strict=True)
     }
     return values, tuple(reading.state for reading in readings), hvps, trusted
+
+
+def step_to_read(observables: Sequence[AbstractObservable], path: AbstractPath, state: PyTree) -> Step | None:
+    """The next step, if an observable wants to see it."""
+    wanted = any(isinstance(item, AbstractStepObservable) for item in observables)
+    return path.next_step(state) if wanted else None
 
 
 class Run:
@@ -164,6 +179,7 @@ class Run:
         self.progress = progress
         self.checkpoint = checkpoint
         self.t: list[float] = []
+        self._at: list[float | int] = []  # the positions recorded
         self.records: dict[str, list[Any]] = {}
         self.saved: list[PyTree] = []
         self.status, self.reason = "", ""
@@ -330,9 +346,14 @@ class Run:
         values, hvps, trusted = {}, 0, {}
         if self.observables:
             values, self._observed, hvps, trusted = read_observables(
-                self.observables, self.path.problem, params, self._observed
+                self.observables,
+                self.path.problem,
+                params,
+                self._observed,
+                step_to_read(self.observables, self.path, self._state),
             )
         self.t.append(t)
+        self._at.append(position)
         for name, value in {"loss": loss, "gradient_norm": gradient_norm, **values}.items():
             self.records.setdefault(name, []).append(value)
         for name, is_trusted in trusted.items():
@@ -369,7 +390,8 @@ class Run:
         path, state = self.path, self._state
         programs = [program(type(path).advance, path, state, np.asarray(self.end), np.asarray(1))]
         if self.observables:
-            arguments = (self.observables, path.problem, self._last, self._observed)
+            step = step_to_read(self.observables, path, state)
+            arguments = (self.observables, path.problem, self._last, self._observed, step)
             programs.append(program(read_observables, *arguments))
         numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
         self._checkpoint = Checkpoint(self.checkpoint, numbers, programs)
@@ -379,6 +401,7 @@ class Run:
             return
         header, trees = found
         self._done, self.t, self._doubtful = header["done"], header["t"], header["doubtful"]
+        self._at = list(self.positions[: len(self.t)])
         self._gradients, self._hvps = header["gradients"], header["hvps"]
         self._state, self._last, self._observed = trees["now"]
         self._step_losses = trees["step_losses"]
@@ -410,6 +433,7 @@ class Run:
             records=records,
             model=path.problem.model(self._last),
             models=path.problem.model(_stack(self.saved)) if self.saved else None,
+            step=np.asarray(self._at, dtype=int) if self._step_losses else None,
             step_loss=np.concatenate(self._step_losses) if self._step_losses else None,
             status=self.status,
             reason=self.reason,

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Float, Int, PyTree, Shaped
 
 _FORMAT = 1
 # What NumPy, zip and JSON raise when they meet a file of another kind, or half of one.
@@ -31,6 +31,7 @@ class Trajectory(eqx.Module):
     - `model`: the model at the last record.
     - `models`: the model at every record, trainable leaves stacked along a leading axis; `None` unless
         the run was asked for `save_models=True`.
+    - `step`: of a descent, the step number k of each record; `None` for a flow.
     - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
         flow.
     - `status`: "success" (the horizon was reached), "stopped" (a stop condition held), or what went
@@ -59,6 +60,7 @@ class Trajectory(eqx.Module):
     records: dict[str, Shaped[np.ndarray, "records ..."] | Shaped[np.ndarray, "members records ..."]]
     model: PyTree
     models: PyTree | None
+    step: Int[np.ndarray, " records"] | None
     step_loss: Float[np.ndarray, "*members steps"] | None
     status: str = eqx.field(static=True)
     reason: str = eqx.field(static=True)
@@ -136,8 +138,9 @@ class Trajectory(eqx.Module):
         """
         arrays = {f"records/{name}": values for name, values in self.records.items()}
         arrays["t"] = self.t
-        if self.step_loss is not None:
-            arrays["step_loss"] = self.step_loss
+        for name, array in (("step", self.step), ("step_loss", self.step_loss)):
+            if array is not None:
+                arrays[name] = array
         arrays |= _named_arrays("model", self.model)
         if self.models is not None:
             arrays |= _named_arrays("models", self.models)
@@ -193,6 +196,7 @@ def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
         records=_under("records/", arrays),
         model=_restore(path, "model", like, arrays),
         models=_restore(path, "models", like, arrays) if has_models else None,
+        step=arrays.get("step"),
         step_loss=arrays.get("step_loss"),
         status=header["status"],
         reason=header["reason"],

@@ -1,16 +1,21 @@
 """Flows: vector fields on the parameters, as diffrax terms."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
+from gflow._numbers import Real, is_number
 from gflow._problem import Problem
 
-__all__ = ["AbstractFlow", "GradientFlow"]
+__all__ = ["AbstractFlow", "GradientFlow", "MirrorFlow", "WeightDecay"]
 
 
 class AbstractFlow(eqx.Module):
@@ -36,6 +41,64 @@ class GradientFlow(AbstractFlow):
         """−∇L(θ)."""
         del t
         return jtu.tree_map(jnp.negative, problem.gradient(params))
+
+
+class WeightDecay(AbstractFlow):
+    """Gradient flow with weight decay, dθ/dt = −∇L(θ) − λθ: that of L(θ) + (λ/2)‖θ‖².
+
+    The recorded loss and gradient norm remain those of L.
+
+    **Arguments:** `strength` is λ.
+
+    **Raises:** `ValueError` unless λ is a non-negative finite number.
+    """
+
+    strength: Real
+
+    def __check_init__(self):
+        valid = is_number(self.strength)
+        if valid and not isinstance(self.strength, jax.core.Tracer):
+            valid = 0 <= float(self.strength) < float("inf")
+        if not valid:
+            raise ValueError(
+                f"strength must be a non-negative finite number, but {self.strength!r} came; without decay "
+                "leave the flow out."
+            )
+
+    def vector_field(self, problem, t, params):
+        """−∇L(θ) − λθ."""
+        del t
+        return jtu.tree_map(lambda g, p: -g - self.strength * p, problem.gradient(params), params)
+
+
+class MirrorFlow(AbstractFlow):
+    """Mirror flow, d∇φ(θ)/dt = −∇L(θ), which is dθ/dt = −[∇²φ(θ)]⁻¹ ∇L(θ).
+
+    From θ₀ it goes, in a linear regression, to the solution that is closest in the Bregman divergence of φ.
+    With φ = ½‖θ‖² it is gradient flow; with the φ of [`gflow.bias.Hypentropy`][] it is the path of the
+    predictor of a diagonal network.
+
+    The Hessian of φ is formed and factorised in every evaluation: P² numbers in memory for P parameters.
+    Where it is not positive definite, as outside of the domain of φ, the field is NaN; the step size control
+    then tries shorter steps, and gives up with a status.
+
+    **Arguments:** `potential` is φ, a strictly convex function `(params) -> scalar` of the trainable leaves.
+
+    ??? cite "Reference"
+
+        S. Gunasekar, J. Lee, D. Soudry and N. Srebro. Characterizing Implicit Bias in Terms of Optimization
+        Geometry. ICML 2018. [arXiv:1802.08246](https://arxiv.org/abs/1802.08246)
+    """
+
+    potential: Callable[[Any], Float[Array, ""]]
+
+    def vector_field(self, problem, t, params):
+        """−[∇²φ(θ)]⁻¹ ∇L(θ)."""
+        del t
+        theta, unravel = ravel_pytree(params)
+        gradient, _ = ravel_pytree(problem.gradient(params))
+        hessian = jax.hessian(lambda p: self.potential(unravel(p)))(theta)
+        return unravel(-jax.scipy.linalg.solve(hessian, gradient, assume_a="pos"))
 
 
 class _Field(eqx.Module):

@@ -12,7 +12,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from gflow import _tree, curvature
 from gflow._problem import Problem
 
-__all__ = ["AbstractObservable", "Conserved", "ConservedSign", "Function", "Reading", "Sharpness"]
+__all__ = [
+    "AbstractObservable",
+    "AbstractStepObservable",
+    "Conserved",
+    "ConservedSign",
+    "Function",
+    "Oscillation",
+    "PreconditionedSharpness",
+    "Reading",
+    "Sharpness",
+    "Step",
+]
 
 
 class Reading(NamedTuple):
@@ -80,18 +91,19 @@ class Function(AbstractObservable):
 class Sharpness(AbstractObservable):
     """Sharpness: the k largest eigenvalues (algebraically) of the Hessian ∇²L(θ).
 
-    Found by Lanczos iterations on Hessian-vector products until the residual ‖Hv − λv‖ says so, each
-    record starting from the eigenvector of the last one.
+    Tracked from record to record by [`gflow.curvature.follow`][]: a few Hessian-vector products where
+    the path is smooth, more where its eigenvectors turn, until the estimate of the error says so.
 
     **Arguments:**
 
     - `k`: how many eigenvalues. The record is a scalar for k = 1 and has shape (k,), in descending
         order, otherwise.
-    - `rtol`: the residual to reach, relative to the eigenvalue; by default 1e-6 in float64 and 1e-4 in
-        float32.
-    - `max_hvps`: the most Hessian-vector products for one record.
+    - `rtol`: the relative error of the eigenvalues, as estimated from residual and gap; by default 1e-6 in
+        float64 and 1e-4 in float32.
+    - `max_hvps`: the most Hessian-vector products for one record; by default 1000 + 100 k.
 
-    Records `sharpness` and `sharpness_residual`, the residual ‖Hv − λv‖ that was reached.
+    Records `sharpness`; `sharpness_residual`, the residual ‖Hv − λv‖ that was reached; and
+    `sharpness_hvps`, the Hessian-vector products that the record took.
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -112,26 +124,176 @@ class Sharpness(AbstractObservable):
         return "sharpness"
 
     def init(self, problem, params):
-        """No eigenvector yet, and no record."""
-        del problem
-        return jax.tree.map(jnp.zeros_like, params), jnp.array(0)
+        """A track that has seen nothing yet."""
+        del params
+        return curvature.start_track(problem, self.k)
 
     def read(self, problem, params, state):
-        """The eigenvalues, warm-started from the last record."""
-        vector, count = state
-        pairs = curvature.track(
-            problem,
-            params,
-            vector,
-            self.k,
-            rtol=self.rtol,
-            max_hvps=self.max_hvps,
-            key=jax.random.fold_in(jax.random.key(0), count),
+        """The eigenvalues, from those of the last records."""
+        pairs, track = curvature.follow(
+            problem, params, state, self.k, rtol=self.rtol, max_hvps=self.max_hvps
         )
         squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
-        values = {"sharpness": squeeze(pairs.values), "sharpness_residual": squeeze(pairs.residuals)}
+        values = {
+            "sharpness": squeeze(pairs.values),
+            "sharpness_residual": squeeze(pairs.residuals),
+            "sharpness_hvps": pairs.hvps,
+        }
+        return Reading(values, track, pairs.hvps, pairs.converged)
+
+
+class Step(NamedTuple):
+    """A step that a descent is about to make.
+
+    **Attributes:**
+
+    - `params`: θ_k.
+    - `after`: θ_{k+1}.
+    - `preconditioner`: the diagonal P by which the step divides the gradient, like the parameters; `None`
+        where it doesn't, or where gflow doesn't know.
+    """
+
+    params: PyTree[Array]
+    after: PyTree[Array]
+    preconditioner: PyTree[Array] | None
+
+
+class AbstractStepObservable(AbstractObservable):
+    """Something recorded of the steps of a descent, not only of the parameters.
+
+    To define one, subclass it and implement `name`, `init` and `read_step`. It can be recorded by
+    [`gflow.descend`][], and by [`gflow.compare`][] of its descent.
+    """
+
+    @abc.abstractmethod
+    def read_step(self, problem: Problem, step: Step, state: PyTree) -> Reading:
+        """Observes the step that is about to be made."""
+
+    def read(self, problem, params, state):
+        """`ValueError`, because parameters alone are no step."""
+        del problem, params, state
+        raise ValueError(
+            f"observe records {self.name!r} of the steps of an optimiser, so that it has no meaning along a "
+            "flow and can't be the quantity of a stop condition; record it with gflow.descend."
+        )
+
+
+class PreconditionedSharpness(AbstractStepObservable):
+    """The k largest eigenvalues of P^{-1/2} ∇²L(θ) P^{-1/2}, the sharpness that an adaptive optimiser meets.
+
+    P is the diagonal by which the next step divides the gradient, and so the optimiser must be one that has
+    it, such as [`gflow.stability.Adam`][].
+
+    **Arguments:** `k`, `rtol` and `max_hvps` as for [`gflow.observe.Sharpness`][].
+
+    Records `preconditioned_sharpness`, and as that does `preconditioned_sharpness_residual` and
+    `preconditioned_sharpness_hvps`.
+
+    ??? cite "Reference"
+
+        J. Cohen et al. Adaptive Gradient Methods at the Edge of Stability.
+        [arXiv:2207.14484](https://arxiv.org/abs/2207.14484)
+    """
+
+    k: int = eqx.field(static=True, default=1)
+    rtol: float | Float[Array, ""] | None = None
+    max_hvps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        self._sharpness()
+
+    def _sharpness(self) -> Sharpness:
+        return Sharpness(self.k, self.rtol, self.max_hvps)
+
+    @property
+    def name(self):
+        """`"preconditioned_sharpness"`."""
+        return "preconditioned_sharpness"
+
+    def init(self, problem, params):
+        """As that of the sharpness."""
+        return self._sharpness().init(problem, params)
+
+    def read_step(self, problem, step, state):
+        """The sharpness in the coordinates in which P is the identity."""
+        if step.preconditioner is None:
+            raise ValueError(
+                f"observe records {self.name!r}, but the optimiser has no preconditioner that gflow knows; "
+                "descend with gflow.stability.Adam or RMSProp, or record gflow.observe.Sharpness()."
+            )
+        reading = self._sharpness().read(*_preconditioned(problem, step.params, step), state)
+        values = {f"preconditioned_{name}": value for name, value in reading.values.items()}
+        return reading._replace(values=values)
+
+
+class Oscillation(AbstractStepObservable):
+    """The oscillation of a descent along the top eigenvector, and what is seen midway between its iterates.
+
+    Where the sharpness exceeds its threshold, iterates jump from one side of a valley to the other. Midway,
+    at θ̄ = (θ_k + θ_{k+1})/2, the jump drops out. All is said of θ̄, with v the unit eigenvector of the largest
+    eigenvalue of ∇²L(θ̄), or of P^{-1/2} ∇²L(θ̄) P^{-1/2} if the optimiser has a preconditioner P.
+
+    **Arguments:** `rtol` and `max_hvps` as for [`gflow.observe.Sharpness`][].
+
+    Records `oscillation`, the amplitude ½⟨v, P^{1/2}(θ_{k+1} − θ_k)⟩, with the sign of v continued from one
+    record to the next; `midpoint_loss`, L(θ̄); `midpoint_sharpness`, the eigenvalue that belongs to v.
+    """
+
+    rtol: float | Float[Array, ""] | None = None
+    max_hvps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        Sharpness(rtol=self.rtol, max_hvps=self.max_hvps)
+
+    @property
+    def name(self):
+        """`"oscillation"`."""
+        return "oscillation"
+
+    def init(self, problem, params):
+        """A track that has seen nothing yet, and no eigenvector."""
+        return curvature.start_track(problem), jax.tree.map(jnp.zeros_like, params)
+
+    def read_step(self, problem, step, state):
+        """Loss and top eigenpair midway."""
+        track, last = state
+        midpoint = jax.tree.map(lambda a, b: (a + b) / 2, step.params, step.after)
+        half = _tree.subtract(step.after, midpoint)
+        seen, where = _preconditioned(problem, midpoint, step)
+        if step.preconditioner is not None:
+            half = jax.tree.map(lambda p, x: jnp.sqrt(p) * x, step.preconditioner, half)
+        pairs, track = curvature.follow(seen, where, track, rtol=self.rtol, max_hvps=self.max_hvps)
         top = jax.tree.map(lambda v: v[0], pairs.vectors)
-        return Reading(values, (top, count + 1), pairs.hvps, pairs.converged)
+        sign = jnp.where(_tree.dot(top, last) < 0, -1, 1)
+        top = jax.tree.map(lambda v: sign * v, top)
+        values = {
+            "oscillation": _tree.dot(top, half),
+            "midpoint_loss": problem.value(midpoint),
+            "midpoint_sharpness": pairs.values[0],
+        }
+        return Reading(values, (track, top), pairs.hvps, pairs.converged)
+
+
+class _Rescaled(eqx.Module):
+    """L as a function of φ = P^{1/2} θ. Its Hessian is P^{-1/2} ∇²L P^{-1/2}."""
+
+    loss: Callable[[Any, Any], Float[Array, ""]]
+    scale: PyTree[Array]  # P^{-1/2}, None where the model has no parameters
+
+    def __call__(self, model, data):
+        back = lambda s, x: x if s is None else s * x
+        return self.loss(jax.tree.map(back, self.scale, model, is_leaf=lambda s: s is None), data)
+
+
+def _preconditioned(problem: Problem, params: PyTree[Array], step: Step) -> tuple[Problem, PyTree[Array]]:
+    """The problem and `params` in coordinates in which the step's preconditioner is the identity."""
+    if step.preconditioner is None:
+        return problem, params
+    scale = jax.tree.map(lambda p: 1 / jnp.sqrt(p), step.preconditioner)
+    rescaled = eqx.tree_at(
+        lambda p: p.loss, problem, _Rescaled(problem.loss, scale), is_leaf=lambda x: x is problem.loss
+    )
+    return rescaled, jax.tree.map(jnp.divide, params, scale)
 
 
 def _limit(limit: Any) -> float:

@@ -2,19 +2,21 @@
 only when a picture is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gflow._compare import Comparison
 from gflow._trajectory import Trajectory
+from gflow.stability import AbstractOptimizer
+from gflow.stability import edge as statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison", "trajectory"]
+__all__ = ["comparison", "edge", "trajectory"]
 
 # Told apart by lightness and by dashes, so that a greyscale print still shows which is which.
 _FLOW = {"color": "#0b3c5d", "linewidth": 1.8, "linestyle": "-"}
@@ -27,18 +29,27 @@ _SYMBOLS = {
     "gradient_norm": r"gradient norm $\|\nabla L\|$",
     "sharpness": r"sharpness $\lambda_{\max}(\nabla^2 L)$",
     "sharpness_residual": r"residual $\|Hv-\lambda v\|$",
+    "sharpness_hvps": "Hessian-vector products",
+    "preconditioned_sharpness": "preconditioned\n" + r"$\lambda_{\max}(P^{-1/2}\nabla^2 L\,P^{-1/2})$",
+    "preconditioned_sharpness_residual": r"residual $\|Hv-\lambda v\|$",
+    "oscillation": "oscillation\n" + r"$\langle v, \theta_{k+1}-\theta_k\rangle/2$",
+    "midpoint_loss": r"midpoint loss $L(\bar\theta)$",
+    "midpoint_sharpness": r"midpoint $\lambda_{\max}$",
+    "preconditioned_sharpness_hvps": "Hessian-vector products",
 }
 
 
 def comparison(both: Comparison) -> "Figure":
     """Loss, sharpness with the threshold, and distance of flow and descent against t = ηk.
 
+    Where the threshold is one on the preconditioned sharpness, that of the descent has a panel of its own.
     The crossing (sharpness above the threshold) and the onset (the loss begins to rise) are marked by
     vertical lines where they occur.
 
     **Returns:** the matplotlib figure; `figure.savefig("picture.pdf")` writes it.
     """
-    figure, (loss, sharpness, distance) = _stack(3)
+    preconditioned = both.quantity != "sharpness"
+    figure, (loss, sharpness, *other, distance) = _stack(3 + preconditioned)
     for path, style, label in (
         (both.flow, _FLOW, "gradient flow"),
         (both.descent, _DESCENT, rf"descent, $\eta = {both.learning_rate:g}$"),
@@ -56,13 +67,17 @@ def comparison(both: Comparison) -> "Figure":
     distance.set_ylabel("distance\n" + r"$\|\theta_k-\theta\|\,/\,\|\theta-\theta_0\|$")
     distance.set_xlabel(r"time $t = \eta k$")
     marks = {}
+    for axes in other:
+        axes.plot(both.descent.t, both.descent[both.quantity], **_DESCENT)
+        axes.set_ylabel(_SYMBOLS[both.quantity])
+        axes.set_ylim(bottom=0)
     if both.threshold is not None:
-        sharpness.axhline(both.threshold, label=f"threshold {both.threshold:.4g}", **_LIMIT)
+        _threshold(other[0] if preconditioned else sharpness, both.descent.t, both.threshold)
         marks = {"crossing": both.crossing, "onset": both.onset}
     for name, step in marks.items():
         if step is None:
             continue
-        for axes in (loss, sharpness, distance):
+        for axes in (loss, sharpness, *other, distance):
             axes.axvline(
                 step * both.learning_rate,
                 color="0.45",
@@ -70,7 +85,57 @@ def comparison(both: Comparison) -> "Figure":
                 linestyle=_MARKS[name],
                 label=f"{name}, step {step}" if axes is loss else None,
             )
-    _legend(figure, (loss, sharpness))
+    _legend(figure, (loss, sharpness, *other))
+    return figure
+
+
+def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
+    """Descents at the edge of stability, one row each: the loss, and the sharpness over its threshold.
+
+    Both are drawn against the step k, the loss at every step; the sharpness is cut off at twice its
+    threshold, which Adam's exceeds in its first steps. What was recorded midway between iterates by
+    [`gflow.observe.Oscillation`][] is drawn as well. Crossing and onset are vertical lines.
+
+    **Arguments:** `runs` is a dictionary from the titles of the rows to pairs `(trajectory, optimizer)`, as
+    for [`gflow.stability.edge`][].
+
+    **Returns:** the matplotlib figure.
+
+    **Raises:** what [`gflow.stability.edge`][] raises; `ValueError` if there is no run.
+    """
+    import matplotlib.pyplot as plt
+
+    if not runs:
+        raise ValueError("runs must hold at least one pair (trajectory, optimizer), but is empty.")
+    figure, rows = plt.subplots(
+        len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.6 * len(runs)), layout="constrained"
+    )
+    for (loss, ratio), (title, (path, optimizer)) in zip(rows, runs.items(), strict=True):
+        seen = statistics(path, optimizer)
+        assert path.step is not None and path.step_loss is not None  # or there were no statistics
+        threshold = optimizer.threshold(path.step)
+        loss.plot(path.step_loss, label="iterates", **_DESCENT)
+        ratio.plot(path.step, path[optimizer.quantity] / threshold, **_DESCENT)
+        if "midpoint_sharpness" in path.records:
+            loss.plot(path.step, path["midpoint_loss"], label="midway between iterates", **_FLOW)
+            ratio.plot(path.step, path["midpoint_sharpness"] / threshold, **_FLOW)
+        ratio.axhline(1, label="threshold", **_LIMIT)
+        for axes in (loss, ratio):
+            _tidy(axes)
+            for name in ("crossing", "onset"):
+                step = getattr(seen, name)
+                if step is not None:
+                    style = {"color": "0.45", "linewidth": 1.0, "linestyle": _MARKS[name]}
+                    axes.axvline(step, label=name, **style)
+        _logarithmic(loss)
+        ratio.set_ylim(0, min(1.05 * ratio.get_ylim()[1], 2))
+        loss.set_title(title, loc="left", fontsize="medium")
+        loss.set_ylabel(r"loss $L(\theta_k)$")
+        ratio.set_ylabel(r"$\lambda_{\max}$ / threshold")
+    for axes in rows[-1]:
+        axes.set_xlabel(r"step $k$")
+    figure.align_ylabels()
+    _legend(figure, rows.ravel().tolist())
     return figure
 
 
@@ -130,11 +195,23 @@ def _stack(count: int) -> tuple["Figure", "Sequence[Axes]"]:
         layout="constrained",
     )
     for axes in panels[:, 0]:
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.01)
+        _tidy(axes)
     figure.align_ylabels()
     return figure, list(panels[:, 0])
+
+
+def _tidy(axes: "Axes") -> None:
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01)
+
+
+def _threshold(axes: "Axes", t: np.ndarray, threshold: float | np.ndarray) -> None:
+    """One line, or a curve if it follows a schedule."""
+    if np.ndim(threshold):
+        axes.plot(t, threshold, label="threshold", **_LIMIT)
+    else:
+        axes.axhline(float(threshold), label=f"threshold {threshold:.4g}", **_LIMIT)
 
 
 def _logarithmic(axes: "Axes") -> None:
@@ -150,9 +227,16 @@ def _logarithmic(axes: "Axes") -> None:
 
 
 def _legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
-    """One legend above all panels, outside the data."""
-    handles: list[Any] = []
+    """One legend above all panels, outside the data; what several panels share appears once."""
+    handles: dict[str, Any] = {}
     for axes in panels:
-        handles += axes.get_legend_handles_labels()[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+        figure.legend(
+            handles=list(handles.values()),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+            fontsize="small",
+        )

@@ -27,7 +27,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"solvers"}, "above"),  # diffrax solvers made for gradient flow
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
-    ({"stability"}, set()),  # thresholds of optimisers, statistics at the edge
+    ({"stability"}, {"_numbers", "_trajectory"}),  # thresholds of optimisers, statistics at the edge
     ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
     ({"_repeat", "_host"}, set()),  # one compiled call made again and again; what surrounds it
@@ -39,7 +39,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data
     ({"optimizers"}, set()),  # what optax lacks
-    ({"plot"}, {"_trajectory", "_compare"}),  # pictures
+    ({"plot"}, {"_trajectory", "stability", "_compare"}),  # pictures
     ({"__init__"}, "above"),  # the public face
 ]
 

@@ -20,7 +20,8 @@ def flow(path, **changes):
 
 
 def descent(path, **changes):
-    arguments = {"minibatch": 7, "key": jax.random.key(1), "save_every": 5, "observe": OBSERVE} | changes
+    observe = OBSERVE | {"oscillation": gflow.observe.Oscillation()}
+    arguments = {"minibatch": 7, "key": jax.random.key(1), "save_every": 5, "observe": observe} | changes
     return gflow.descend(*tanh_network(), optax.adam(1e-2), 40, checkpoint=path, **arguments)
 
 
@@ -57,7 +58,10 @@ def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypa
         assert np.array_equal(resumed[name], whole[name])
     assert np.array_equal(resumed.t, whole.t)
     if run is descent:
+        assert np.array_equal(partial.step[:4], whole.step[:4])
+        assert np.array_equal(resumed.step, whole.step)
         assert np.array_equal(resumed.step_loss, whole.step_loss)
+        assert np.array_equal(resumed["oscillation"], whole["oscillation"])
     for count in ("steps", "rejected", "hvps", "record_hvps"):
         assert resumed.stats[count] == whole.stats[count]
 

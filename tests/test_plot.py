@@ -5,6 +5,7 @@ import pytest
 from systems import Linear
 
 import gflow
+from gflow import stability
 
 matplotlib.use("Agg")
 MODEL, DATA = Linear(jnp.array([2.0, 0.0])), (np.eye(2), np.ones(2))
@@ -43,6 +44,40 @@ def test_crossing_and_onset_are_marked():
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "crossing, step 0" in labels and "onset, step 1" in labels
     matplotlib.pyplot.close(figure)
+
+
+def test_the_threshold_stands_beside_the_sharpness_that_it_is_for():
+    both = gflow.compare(MODEL, DATA, learning_rate=0.1, t_max=0.4, optimizer=stability.Adam(0.1))
+    figure = gflow.plot.comparison(both)
+    _, sharpness, preconditioned, _ = figure.axes
+    assert len(lines(sharpness)) == 2
+    np.testing.assert_allclose(lines(preconditioned)[0][:, 1], both.descent["preconditioned_sharpness"])
+    assert np.all(lines(preconditioned)[1][:, 1] == both.threshold)
+    matplotlib.pyplot.close(figure)
+
+
+def test_descents_at_the_edge_have_a_row_each():
+    observe = [gflow.observe.Sharpness(), gflow.observe.Oscillation()]
+    with pytest.warns(UserWarning, match="above its start"):
+        wild = gflow.descend(MODEL, DATA, 5.0, 4, save_every=2, observe=observe)
+    tame = gflow.descend(MODEL, DATA, 0.5, 4, save_every=2, observe=observe[:1])
+    runs = {"wild": (wild, stability.GradientDescent(5.0)), "tame": (tame, stability.GradientDescent(0.5))}
+    figure = gflow.plot.edge(runs)
+    loss, ratio, tame_loss, tame_ratio = figure.axes
+    assert [axes.get_title("left") for axes in (loss, tame_loss)] == ["wild", "tame"]
+    np.testing.assert_allclose(lines(loss)[0][:, 1], wild.step_loss)
+    np.testing.assert_allclose(lines(loss)[1][:, 1], wild["midpoint_loss"])
+    np.testing.assert_allclose(lines(ratio)[0], np.stack([[0, 2, 4], wild["sharpness"] / 0.4], 1))
+    np.testing.assert_allclose(lines(ratio)[1][:, 1], wild["midpoint_sharpness"] / 0.4)
+    assert np.all(lines(ratio)[2][:, 1] == 1) and len(lines(tame_ratio)) == 2
+    crossing, onset = lines(ratio)[3:]
+    assert crossing[0, 0] == 0 and onset[0, 0] == 1
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == sorted({"iterates", "midway between iterates", "threshold", "crossing", "onset"})
+    assert abs(_lightness(loss.get_lines()[0]) - _lightness(loss.get_lines()[1])) > 0.3
+    matplotlib.pyplot.close(figure)
+    with pytest.raises(ValueError, match="runs must hold at least one pair"):
+        gflow.plot.edge({})
 
 
 def test_a_trajectory_has_a_panel_for_each_record():

@@ -100,7 +100,7 @@ def test_bad_arguments():
 
 def test_as_an_observable_on_both_paths():
     network = tanh_network()
-    observe = [gflow.observe.Sharpness(k=3)]
+    observe = [gflow.observe.Sharpness(k=3, rtol=1e-7)]
     for traj in (
         gflow.integrate(*network, 6.0, save_at=5, observe=observe, save_models=True),
         gflow.descend(*network, 0.2, 30, save_every=6, observe=observe, save_models=True),
@@ -112,6 +112,7 @@ def test_as_an_observable_on_both_paths():
             np.testing.assert_allclose(traj["sharpness"][i], dense, rtol=1e-6)
         assert traj.stats["hvps"] == traj.stats["record_hvps"] > 3 * len(traj.t)
         assert traj["sharpness_residual"].shape == (len(traj.t), 3)
+        assert traj["sharpness_hvps"].sum() == traj.stats["hvps"]
 
 
 def test_sharpness_can_stop_a_run():

@@ -79,6 +79,28 @@ def test_exact_on_linear_problems():
     np.testing.assert_allclose(sol.ys[0], expm(-0.5 * np.asarray(a)) @ y0, atol=1e-6)
 
 
+def test_one_vector_less_by_the_corrected_scheme():
+    # one step of Lanczos; the end point has its share of the second vector as well (Saad)
+    rates = np.array([0.1, 1.0, 4.0, 9.0])
+    h, y0 = 0.05, np.ones(4)
+    solver = solvers.EXPRB32(rtol=1.0, atol=1.0, max_basis=2, accuracy=1.0)
+    sol = solve(
+        lambda t, y, args: -jnp.asarray(rates) * y, jnp.asarray(y0), h, solver, dt0=h,
+        stepsize_controller=dfx.ConstantStepSize(),
+    )  # fmt: skip
+    size = int(sol.stats["num_steps"])
+    force = -rates * y0
+    krylov = np.linalg.qr(np.stack([(-rates) ** j * force for j in range(3)], axis=1))[0]
+    jacobian = krylov.T @ np.diag(-rates) @ krylov
+    m = 1  # vectors that so loose a tolerance asks for
+    start = np.linalg.norm(force) * np.sign(krylov[:, 0] @ force)
+    inner = phi_by_expm(h * jacobian[:m, :m], 2)[:, 0], phi_by_expm(h * jacobian[:m, :m], 1)[:, 0]
+    expected = y0 + h * start * krylov[:, :m] @ inner[1]
+    expected += h**2 * start * jacobian[m, m - 1] * inner[0][m - 1] * krylov[:, m]
+    assert size == 1
+    np.testing.assert_allclose(sol.ys[0], expected, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("forced", [False, True])
 def test_order(forced):

@@ -7,6 +7,7 @@ from systems import tanh_network
 
 import gflow
 from gflow import stability
+from gflow.stability._edge import as_optimizer, statistics
 
 
 def radius(transformation, curvature):
@@ -69,16 +70,31 @@ def test_statistics_of_synthetic_records():
     step = np.arange(0, 10, 2)
     sharpness = np.array([1.0, np.exp(1), np.exp(2), 4.4, 3.6])
     loss = np.array([9.0, 8, 7, 6, 5, 6, 4, 5, 3, 2])
-    seen = stability.edge(step, sharpness, loss, 4.0)
+    seen = statistics(step, {"loss": loss[step]}, loss, sharpness, 4.0)
     assert (seen.crossing, seen.onset) == (4, 5)
     np.testing.assert_allclose([seen.mean, seen.spread], [1.0, 0.1])
     np.testing.assert_allclose([seen.nonmonotone, seen.sharpening], [0.4, 0.5])
-    never = stability.edge(step, sharpness, loss, 100.0)
+    never = statistics(step, {"loss": loss[step]}, loss, sharpness, 100.0)
     assert never.crossing is None and never.onset is None and np.isnan(never.mean)
+    # of records at single steps, alternation is seen only where two of them are consecutive
+    records = {"loss": loss, "oscillation": np.array([1.0, 1, 1, 1, 1, 2, -2, 2, 2, -2])}
+    seen = statistics(np.arange(10), records, loss, np.full(10, 5.0), 4.0)
+    assert (seen.onset, seen.alternation, seen.amplitude) == (5, 0.75, 2.0)
+    assert np.isnan(seen.midpoint_mean) and np.isnan(seen.midpoint_loss)
+    apart = {"loss": loss[step], "oscillation": records["oscillation"][step]}
+    assert np.isnan(statistics(step, apart, loss, np.full(5, 5.0), 4.0).alternation)
 
 
-def test_statistics_before_the_sharpness_is_positive_and_without_losses():
-    seen = stability.edge(np.arange(4), np.array([-1.0, 1.0, np.exp(1), 9.0]), None, 5.0)
+def test_a_threshold_for_each_record():
+    step, loss = np.arange(4), np.array([4.0, 3.0, 3.5, 2.0])
+    sharpness, threshold = np.array([1.0, 2.0, 3.0, 3.0]), np.array([2.0, 1.0, 3.0, 1.5])
+    seen = statistics(step, {"loss": loss}, loss, np.stack([sharpness, sharpness / 2], 1), threshold)
+    assert (seen.crossing, seen.onset, seen.mean) == (1, 2, 1.5)
+
+
+def test_statistics_before_the_sharpness_is_positive_and_without_a_rise():
+    sharpness, loss = np.array([-1.0, 1.0, np.exp(1), 9.0]), np.array([4.0, 3.0, 2.0, 1.0])
+    seen = statistics(np.arange(4), {"loss": loss}, loss, sharpness, 5.0)
     assert (seen.crossing, seen.onset) == (3, None)
     slope = np.polyfit([1, 2, 3], [0, 1, np.log(9)], 1)[0]
     np.testing.assert_allclose(seen.sharpening, slope, rtol=1e-12)
@@ -101,6 +117,45 @@ def test_a_comparison_knows_their_threshold():
     both = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Polyak(0.1, 0.9))
     assert both.threshold == pytest.approx(38) and both.descent.stats["solver"] == "Polyak"
     adam = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=stability.Adam(1e-2))
-    assert adam.threshold is None
+    assert adam.threshold == pytest.approx(3800) and adam.quantity == "preconditioned_sharpness"
     plateau = stability.GradientDescent(optax.piecewise_constant_schedule(0.1, {2: 0.5}))
-    assert gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=plateau).threshold is None
+    plateau = gflow.compare(*network, learning_rate=1.0, t_max=3.0, optimizer=plateau)
+    np.testing.assert_allclose(plateau.threshold, [20, 20, 40, 40], rtol=1e-6)
+
+
+RATES = [0.0, -0.1, np.nan, np.inf, "0.1", None, True]
+SHARES = [-0.1, 1.0, np.nan, "0.9", None]
+
+
+@pytest.mark.parametrize(
+    "message, make, values",
+    [
+        ("learning_rate must be a positive finite", stability.GradientDescent, RATES),
+        ("learning_rate must be", lambda x: stability.Polyak(x, 0.9), RATES),
+        ("learning_rate must be", lambda x: stability.Nesterov(x, 0.9), RATES),
+        ("learning_rate must be", stability.RMSProp, RATES),
+        ("learning_rate must be.*optax schedule", stability.Adam, RATES),
+        (r"momentum must be a number in \[0, 1\)", lambda x: stability.Polyak(0.1, x), SHARES),
+        ("momentum must be", lambda x: stability.Nesterov(0.1, x), SHARES),
+        ("decay must be", lambda x: stability.RMSProp(0.1, x), SHARES),
+        ("b1 must be", lambda x: stability.Adam(0.1, x), SHARES),
+        ("b2 must be", lambda x: stability.Adam(0.1, b2=x), SHARES),
+        ("eps must be a finite number of at least 0", lambda x: stability.Adam(0.1, eps=x), [-1e-8, np.nan]),
+        ("eps must be", lambda x: stability.RMSProp(0.1, eps=x), [-1e-8, np.inf]),
+        ("weight_decay must be", lambda x: stability.GradientDescent(0.1, x), [-1e-8, np.inf]),
+        ("weight_decay must be", lambda x: stability.Adam(0.1, weight_decay=x), [-1.0, "0"]),
+        ("limit must be a positive finite", lambda x: stability.Custom(optax.sgd(0.1), x), RATES),
+        ("optimizer must be an optax", lambda x: stability.Custom(x, 1.0), [0.1, None]),
+        ("optimizer must be a learning rate or", as_optimizer, [optax.sgd(0.1), "sgd"]),
+    ],
+)
+def test_bad_numbers_are_refused_where_they_are_given(message, make, values):
+    for value in values:
+        with pytest.raises(ValueError, match=message) as caught:
+            make(value)
+        assert "\n" not in str(caught.value)
+
+
+def test_numbers_without_a_value_yet_are_taken():
+    slope = jax.grad(lambda rate: stability.GradientDescent(rate).threshold())(0.5)
+    np.testing.assert_allclose(slope, -8)

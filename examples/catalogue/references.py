@@ -48,6 +48,27 @@ def toy_time(depth: float, sigma: Vector, start: float, target: float) -> Vector
     return np.array([integral(s)[0] for s in np.atleast_1d(sigma)])
 
 
+def toy_path(depth: float, t: Vector, start: float, target: float) -> Vector:
+    """σ(t) of the toy model of any depth, integrated by SciPy."""
+    rate = lambda _, s: s ** (2 - 2 / depth) * (target - s)
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), [start], method="LSODA", t_eval=t, rtol=1e-12, atol=1e-13 * start
+    )
+    assert path.success, path.message
+    return path.y[0]
+
+
+def quadratic_path(t: Vector, start: float, targets: Vector) -> Matrix:
+    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)], one row a time."""
+    rate = lambda _, s: s * (targets - s + np.sum(targets - s) / 2)
+    start_all = np.full(len(targets), start)
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), start_all, method="LSODA", t_eval=t, rtol=1e-12, atol=1e-13 * start
+    )
+    assert path.success, path.message
+    return path.y.T
+
+
 def toy_threshold(ratio: float, depth: float, s: float, f: float) -> float:
     """log x_th of (s, f)-incremental learning of two values with targets r and 1, by root finding.
 
@@ -96,7 +117,7 @@ def dual_newton(
 ) -> Vector:
     """The w = h(z₀ + Xᵀν) with Xw = y, by damped Newton steps on the convex dual Σ H(z₀ + Xᵀν) − y·ν.
 
-    `inverse`, `slope`, `conjugate` are h, h' and H with H' = h, and z₀ is `start`; |z| < `reach` is their domain.
+    `inverse`, `slope`, `conjugate` are h, h' and H with H' = h, on |z| < `reach`, and z₀ is `start`.
     It is what a mirror flow converges to, and found without integrating anything.
     """
     nu = np.zeros(len(y))
@@ -108,11 +129,14 @@ def dual_newton(
             break
         step = np.linalg.lstsq((x * slope(z)) @ x.T, residual, rcond=None)[0]
         move = x.T @ step
-        dual = lambda damping, z=z, move=move, step=step: (
-            np.sum(conjugate(z - damping * move) - conjugate(z)) + (damping * (y @ step))
-        )
+
+        def rises(damping, z=z, move=move, step=step):  # or leaves the domain
+            if np.abs(z - damping * move).max() >= reach:
+                return True
+            return np.sum(conjugate(z - damping * move) - conjugate(z)) + damping * (y @ step) > 0
+
         damping = min(1.0, 1 / np.abs(move).max())
-        while (np.abs(z - damping * move).max() >= reach or dual(damping) > 0) and damping > 1e-15:
+        while rises(damping) and damping > 1e-15:
             damping /= 2
         if damping <= 1e-15:  # the dual can't be resolved any finer: a plain Newton step
             damping = 1.0 if np.abs(z - move).max() < reach and np.abs(move).max() < 1e-3 else 0.0
@@ -157,6 +181,126 @@ def smallest_l1(x: Matrix, y: Vector) -> Vector:
 def kl_projection(x: Matrix, y: Vector, start: Vector) -> Vector:
     """argmin KL(w, start) subject to Xw = y, which is start ⊙ exp(Xᵀν)."""
     return dual_newton(x, y, np.exp, np.exp, np.exp, start=np.log(start))
+
+
+def smallest_frequency_l1(x: Matrix, y: Vector) -> float:
+    """min Σₖ |ŵₖ| over Xw = y for the unitary discrete Fourier transform ŵ, a second-order cone program."""
+    import cvxpy as cp
+
+    d = x.shape[1]
+    fourier = np.fft.fft(np.eye(d), norm="ortho")
+    w = cp.Variable(d)
+    parts = cp.vstack([fourier.real @ w, fourier.imag @ w])
+    problem = cp.Problem(cp.Minimize(cp.sum(cp.norm(parts, 2, axis=0))), [x @ w == y])
+    return float(problem.solve(solver=cp.CLARABEL))
+
+
+def smallest_trace(matrices: np.ndarray, y: Vector) -> tuple[float, Matrix]:
+    """min tr X over positive semidefinite X with ⟨Aᵢ, X⟩ = yᵢ, and such an X; a semidefinite program."""
+    import cvxpy as cp
+
+    x = cp.Variable(matrices.shape[1:], PSD=True)
+    constraints = [cp.sum(cp.multiply(a, x)) == b for a, b in zip(matrices, y, strict=True)]
+    problem = cp.Problem(cp.Minimize(cp.trace(x)), constraints)
+    return float(problem.solve(solver=cp.CLARABEL)), x.value
+
+
+def hidden_entry_path(t: Vector, start: float) -> Vector:
+    """W₁₁(t) of W = UUᵀ, 2×2, from U = `start`·I, for L = ½ Σ residual² on W₁₂ = W₂₁ = 1 and W₂₂ = 0.
+
+    W' = −(GW + WG) is integrated in W₁₁, W₁₂ and log det W, so that no rounding can flip the sign of det W.
+    """
+
+    def rate(_, state):
+        w11, w12, log_det = state
+        w22 = (np.exp(log_det) + w12**2) / w11
+        return [-2 * (w12 - 1) * w12, -(w12 - 1) * (w11 + w22) - w12 * w22, -2 * w22]
+
+    state = [start**2, 0.0, 4 * np.log(start)]
+    path = scipy.integrate.solve_ivp(
+        rate, (0, t[-1]), state, method="Radau", t_eval=t, rtol=1e-11, atol=1e-14
+    )
+    assert path.success, path.message
+    return path.y[0]
+
+
+def convolutional_limit(x: Vector, y: float, alpha: float) -> Vector:
+    """The limit of two circular convolutions from u₁ = αe₁, u₂ = 0 on one example.
+
+    Frequencies decouple: |ŵₖ| = (α²/2) sinh(2ν|x̂ₖ|) with the phase of x̂ₖ, where ν is such that w·x = y.
+    """
+    spectrum = np.fft.fft(x)
+    size, phase = np.abs(spectrum), np.exp(1j * np.angle(spectrum))
+    fit = lambda nu: size @ (alpha**2 / 2 * np.sinh(2 * nu * size)) / len(x) - abs(y)
+    high = 1.0 / size.max()
+    while fit(high) < 0:
+        high *= 1.5
+    nu = scipy.optimize.brentq(fit, 0, high, xtol=1e-16, rtol=1e-15)
+    return np.sign(y) * np.fft.ifft(phase * alpha**2 / 2 * np.sinh(2 * nu * size)).real
+
+
+# Neurons, weight decay, kernels -------------------------------------------------------------------
+
+
+def inverse_of(function: Callable[[Vector], Vector], y: Vector) -> Vector:
+    """The z with function(z) = y of an increasing function, entry by entry."""
+    root = lambda value: scipy.optimize.brentq(
+        lambda z: function(z) - value, -1e3, 1e3, xtol=1e-15, rtol=1e-15
+    )
+    return np.array([root(value) for value in y])
+
+
+def smallest_relu(x: Matrix, y: Vector) -> Vector:
+    """argmin ‖w‖₂ subject to max(Xw, 0) = y ≥ 0: Xw = y where y > 0, and Xw ≤ 0 where y = 0."""
+    import cvxpy as cp
+
+    w = cp.Variable(x.shape[1])
+    active = y > 0
+    constraints = [x[active] @ w == y[active]] + ([x[~active] @ w <= 0] if np.any(~active) else [])
+    cp.Problem(cp.Minimize(cp.sum_squares(w)), constraints).solve(solver=cp.CLARABEL)
+    return w.value
+
+
+def hidden_neuron_limit(x: Matrix, z: Vector, start: Vector) -> Vector:
+    """argmin ‖β‖^{3/2} − (3/2) ‖β₀‖^{−1/2} β₀·β subject to Xβ = z, by a root of its dual conditions."""
+    dual = lambda nu: 1.5 * start / np.sqrt(np.linalg.norm(start)) + x.T @ nu
+    inverse = lambda g: g * np.linalg.norm(g) / 2.25
+    found = scipy.optimize.root(lambda nu: x @ inverse(dual(nu)) - z, np.zeros(len(z)), tol=1e-14)
+    beta = inverse(dual(found.x))
+    assert np.abs(x @ beta - z).max() < 1e-10, found.message
+    return beta
+
+
+def shrunk(matrix: Matrix, by: float) -> Matrix:
+    """The singular values less `by`, at least 0: argmin ½‖X − matrix‖² + by · nuclear norm of X."""
+    u, values, v = np.linalg.svd(matrix, full_matrices=False)
+    return (u * np.maximum(values - by, 0)) @ v
+
+
+def bridge_minimum(y: float, decay: float, depth: int) -> float:
+    """The positive local minimum β of ½(β−y)² + decay · (depth/2) β^{2/depth} next to y > 0."""
+    slope = lambda b: b - y + decay * b ** (2 / depth - 1)
+    # the slope is least where it turns from falling to rising, and has one root beyond
+    bend = (decay * (1 - 2 / depth)) ** (1 / (2 - 2 / depth))
+    return float(scipy.optimize.brentq(slope, bend, y, xtol=1e-15, rtol=1e-15))
+
+
+def kernel_flow(features: Matrix, tests: Matrix, y: Vector, t: float) -> Vector:
+    """Outputs at time t on test points of the kernel flow from 0, for ½ Σ (f − y)²; rows are features."""
+    values, u = np.linalg.eigh(features @ features.T)
+    return tests @ features.T @ (u @ (-np.expm1(-values * t) / values * (u.T @ y)))
+
+
+def random_feature_risks(seed: int, widths: Vector, n: int, d: int, noise: float) -> Vector:
+    """Risks on 2000 noiseless points of the smallest least squares solution on random ReLU features."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=d) / np.sqrt(d)
+    x, tests = random.normal(size=(n, d)), random.normal(size=(2000, d))
+    y = x @ truth + noise * random.normal(size=n)
+    w = random.normal(size=(max(widths), d)) / np.sqrt(d)
+    phi, phi_tests = np.maximum(x @ w.T, 0), np.maximum(tests @ w.T, 0)
+    fits = [np.linalg.pinv(phi[:, :p]) @ y for p in widths]
+    return np.array([np.mean((phi_tests[:, : len(v)] @ v - tests @ truth) ** 2) for v in fits])
 
 
 # Classification: the largest margins, for rows z = y x of the data ---------------------------------

@@ -1,4 +1,4 @@
-"""Every result of the literature that gflow reproduces, checked against references that know nothing of gflow.
+"""Every result of the literature that gflow reproduces, checked against references independent of gflow.
 
 Each entry is a script of its own beside this one, with a claim, checks and a picture. The table is printed,
 the results are written as JSON, one file an entry, the pictures as PNG, and the gallery of the documentation
@@ -42,7 +42,7 @@ def run(name: str, quick: bool) -> Entry:
 
 
 def write(name: str, entry: Entry, seconds: float, quick: bool, output: Path) -> None:
-    """Writes the results to `output/catalogue/NAME.json`, the picture to `output/images/catalogue/NAME.png`."""
+    """Writes `output/catalogue/NAME.json` and the picture `output/images/catalogue/NAME.png`."""
     checks = [vars(c) | {"expected": c.expected, "found": c.found, "pass": c.passes} for c in entry.checks]
     results = {"claim": entry.claim, "source": entry.source, "quick": quick, "seconds": round(seconds, 1)}
     _report.write(name, results | {"checks": checks, "pass": entry.passes}, output / "catalogue")
@@ -67,10 +67,10 @@ def gallery(output: Path) -> None:
     lines = [
         "# Gallery",
         "",
-        f"Results of the literature, run with gflow: {passed} of {len(results)} entries pass all their checks.",
-        "References are closed forms, quadrature, and solvers that know nothing of gflow",
+        f"Results of the literature, run with gflow: {passed} of {len(results)} entries pass all their",
+        "checks. References are closed forms, quadrature, and solvers that know nothing of gflow",
         "(`examples/catalogue/references.py`); where data are random, the worst of three seeds is given.",
-        "This page is written by `python examples/catalogue/run.py` from the files in `docs/catalogue/`, which",
+        "`python examples/catalogue/run.py` writes this page from the files in `docs/catalogue/`, which also",
         "hold machine, versions and date.",
     ]
     for name, result in results.items():

@@ -32,7 +32,7 @@ _LONGEST = 6  # steps between two looks at the Ritz values, at most
 
 
 class Eigenpairs(eqx.Module):
-    """The k largest (algebraic) eigenvalues of a symmetric operator A, largest first.
+    """Eigenpairs of a symmetric operator A, largest eigenvalue first.
 
     **Attributes:**
 
@@ -148,7 +148,7 @@ def lanczos(
         w = matvec(s.basis[s.n])
         norm = _tree.norm(w)
         finite = jnp.isfinite(norm)
-        w, h = _orthogonalise(jnp.where(finite, w, 0), s.basis)
+        w, h = orthogonalise(jnp.where(finite, w, 0), s.basis)
         norm = jnp.maximum(s.norm, jnp.where(finite, norm, 0))
         beta = _tree.norm(w)
         broken = beta <= rounding * norm
@@ -227,7 +227,7 @@ def lanczos(
         kept = index < s.keep
         rows = jnp.where(kept[:, None], ritz.T @ s.basis[:m], 0)
         fresh = jax.random.normal(jax.random.fold_in(key, s.blocks), (size,), dtype)
-        fresh, _ = _orthogonalise(fresh / _tree.norm(fresh), rows)
+        fresh, _ = orthogonalise(fresh / _tree.norm(fresh), rows)
         fresh = jnp.where(s.lock, fresh / _tree.norm(fresh), s.basis[s.n])
         lost = jnp.where(kept | (index >= s.n), 1, jnp.maximum(s.level - s.values, tiny))
         return s._replace(
@@ -290,7 +290,7 @@ def lanczos(
     )
 
 
-def _orthogonalise(w: Array, basis: Array) -> tuple[Array, Array]:
+def orthogonalise(w: Array, basis: Array) -> tuple[Array, Array]:
     """`w` less its components along the rows, and these. Twice: once loses orthogonality."""
     h = basis @ w
     w = w - h @ basis

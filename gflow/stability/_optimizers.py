@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from gflow.stability._checks import at_least_zero, rate, share, threshold, transformation
+
 _Rate = Any  # a number, or an optax schedule: step -> number
 
 
 class AbstractOptimizer(eqx.Module):
     """An optax transformation whose threshold is known.
+
+    Its numbers are checked where they are given: `ValueError` unless learning rates are positive and finite
+    (or schedules), momenta and decay rates of averages in [0, 1), weight decay and ε at least 0.
 
     On a quadratic with Hessian H the optimiser's iterates grow along an eigenvector of H, or of
     P^{-1/2} H P^{-1/2} if it divides the gradient by a diagonal P, whose eigenvalue exceeds the threshold.
@@ -75,8 +80,8 @@ class GradientDescent(_AbstractUnscaled):
     `learning_rate` η is a number or an optax schedule, `weight_decay` w.
     """
 
-    learning_rate: _Rate
-    weight_decay: float = eqx.field(static=True, default=0.0)
+    learning_rate: _Rate = eqx.field(converter=rate)
+    weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
     def transformation(self):
         """`optax.sgd`."""
@@ -94,9 +99,9 @@ class Polyak(_AbstractUnscaled):
     (arXiv:2103.00065).
     """
 
-    learning_rate: _Rate
-    momentum: Any
-    weight_decay: float = eqx.field(static=True, default=0.0)
+    learning_rate: _Rate = eqx.field(converter=rate)
+    momentum: Any = eqx.field(converter=share("momentum"))
+    weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
     def transformation(self):
         """`optax.sgd` with momentum."""
@@ -113,9 +118,9 @@ class Nesterov(_AbstractUnscaled):
     Source: Cohen et al. (arXiv:2103.00065).
     """
 
-    learning_rate: _Rate
-    momentum: Any
-    weight_decay: float = eqx.field(static=True, default=0.0)
+    learning_rate: _Rate = eqx.field(converter=rate)
+    momentum: Any = eqx.field(converter=share("momentum"))
+    weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
     def transformation(self):
         """`optax.sgd` with Nesterov's momentum."""
@@ -134,9 +139,9 @@ class RMSProp(_AbstractScaled):
     Source: Cohen et al., *Adaptive gradient methods at the edge of stability* (arXiv:2207.14484).
     """
 
-    learning_rate: _Rate
-    decay: float = eqx.field(static=True, default=0.9)
-    eps: float = eqx.field(static=True, default=1e-8)
+    learning_rate: _Rate = eqx.field(converter=rate)
+    decay: float = eqx.field(static=True, converter=share("decay"), default=0.9)
+    eps: float = eqx.field(static=True, converter=at_least_zero("eps"), default=1e-8)
 
     def transformation(self):
         """`optax.rmsprop`."""
@@ -158,11 +163,11 @@ class Adam(_AbstractScaled):
     steps. For w = 0 the threshold is (2 + 2β₁)/((1 − β₁)η), of Cohen et al. (arXiv:2207.14484).
     """
 
-    learning_rate: _Rate
-    b1: float = eqx.field(static=True, default=0.9)
-    b2: float = eqx.field(static=True, default=0.999)
-    eps: float = eqx.field(static=True, default=1e-8)
-    weight_decay: float = eqx.field(static=True, default=0.0)
+    learning_rate: _Rate = eqx.field(converter=rate)
+    b1: float = eqx.field(static=True, converter=share("b1"), default=0.9)
+    b2: float = eqx.field(static=True, converter=share("b2"), default=0.999)
+    eps: float = eqx.field(static=True, converter=at_least_zero("eps"), default=1e-8)
+    weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
     def transformation(self):
         """`optax.adamw`."""
@@ -172,22 +177,28 @@ class Adam(_AbstractScaled):
 
     def threshold(self, step=0):
         """(1 + β₁)(2 − ηw)/((1 − β₁)η)."""
-        rate = _at(self.learning_rate, step)
-        return (1 + self.b1) * (2 - rate * self.weight_decay) / ((1 - self.b1) * rate)
+        eta = _at(self.learning_rate, step)
+        return (1 + self.b1) * (2 - eta * self.weight_decay) / ((1 - self.b1) * eta)
 
     def preconditioner(self, state):
         """(1 − β₁ᵏ)(√(ν/(1 − β₂ᵏ)) + ε)."""
-        count, nu = state[0].count, state[0].nu
-        return jax.tree.map(
-            lambda n: (1 - self.b1**count) * (jnp.sqrt(n / (1 - self.b2**count)) + self.eps), nu
-        )
+        count = state[0].count
+
+        def scale(nu):
+            first, second = ((1 - b**count).astype(nu.dtype) for b in (self.b1, self.b2))
+            return first * (jnp.sqrt(nu / second) + self.eps)
+
+        return jax.tree.map(scale, state[0].nu)
 
 
 class Custom(_AbstractUnscaled):
-    """Any optax transformation, with the sharpness `limit` above which you know it to be unstable."""
+    """Any optax transformation, with the sharpness `limit` above which you know it to be unstable.
 
-    optimizer: optax.GradientTransformation
-    limit: float | Callable[[Any], Any]
+    `limit` is a number, or a function from the step to one.
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(converter=transformation)
+    limit: float | Callable[[Any], Any] = eqx.field(converter=threshold)
 
     def transformation(self):
         """`optimizer`."""
@@ -198,9 +209,9 @@ class Custom(_AbstractUnscaled):
         return _at(self.limit, step)
 
 
-def _at(rate: Any, step: Any) -> Any:
-    return rate(step) if callable(rate) else rate
+def _at(value: Any, step: Any) -> Any:
+    return value(step) if callable(value) else value
 
 
-def _decayed(weight_decay: float, transformation: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(weight_decay), transformation)
+def _decayed(weight_decay: float, descent: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(weight_decay), descent)
