@@ -60,7 +60,7 @@ def run(quick: bool) -> Entry:
                 color = f"C{depth - 2}" if name.isdigit() else "C2"
                 what = f"{depth} layers" + ("" if name.isdigit() else ", real data")
                 shown = what if name in ("0", "wine") else None
-                axes.loglog(LEVELS, rows[:, column], color=color, lw=1, label=shown)
+                axes.loglog(LEVELS, np.maximum(rows[:, column], 1e-16), color=color, lw=1, label=shown)
             axes.set(xlabel=r"$-\log L$", ylabel=label)
         figure.axes[0].legend(fontsize=7)
 
