@@ -1,6 +1,7 @@
 """B40: one direction that fools a network on every example."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from entry import Entry, above, below
 from separable import SEEDS, follow_by_euler, worst
@@ -21,9 +22,9 @@ def run(quick: bool) -> Entry:
         length = np.median(np.linalg.norm(x, axis=1))
         for direction, found in (
             (bias.universal_direction((x, y)), universal),
-            (random.normal(size=200), random_ones),
+            (jnp.asarray(random.normal(size=200)), random_ones),
         ):
-            found.append(np.asarray(bias.flip_radii(model, (x, y), direction, 10 * length)) / length)
+            found.append(np.asarray(bias.flip_radii(model, (x, y), direction, float(10 * length))) / length)
     # a random direction that does not flip the median example counts as the largest radius tried
     typical = [np.minimum(np.median(radii, axis=1), 10) for radii in (universal, random_ones)]
 
