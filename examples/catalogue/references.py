@@ -5,6 +5,7 @@ Everything here is NumPy, SciPy and cvxpy in float64. Inputs and outputs are Num
 
 from collections.abc import Callable
 
+import cvxpy
 import numpy as np
 import scipy.integrate
 import scipy.optimize
@@ -220,3 +221,63 @@ def hidden_entry_path(t: Vector, start: float) -> Vector:
     )
     assert path.success, path.message
     return path.y[0]
+
+
+# Regression: tangent kernels, single neurons, penalties -----------------------------------------------
+
+
+def tangent_kernel(w: Matrix, v: Vector, x: Matrix, other: Matrix) -> Matrix:
+    """⟨∇f(x), ∇f(x')⟩ of f(x) = v·tanh(Wx)/√m, by hand."""
+    ours, theirs = np.tanh(x @ w.T), np.tanh(other @ w.T)
+    inner = ((1 - ours**2) * v**2) @ (1 - theirs**2).T * (x @ other.T)
+    return (ours @ theirs.T + inner) / len(v)
+
+
+def kernel_path(kernel: Matrix, towards: Matrix, y: Vector, t: Vector) -> Matrix:
+    """Predictions k(x', X) K⁻¹ (1 − e^{−Kt}) y of kernel gradient flow from 0, one row for each time.
+
+    `kernel` is K = k(X, X), and `towards` is k(x', X).
+    """
+    values, u = np.linalg.eigh(kernel)
+    weights = -np.expm1(-np.outer(t, values)) / values
+    return (weights * (u.T @ y)) @ (towards @ u).T
+
+
+def soft_thresholded(matrix: Matrix, decay: float) -> Matrix:
+    """argmin ½‖W − M‖² + λ‖W‖_*: the singular values of M, each less by λ, down to 0."""
+    u, values, vt = np.linalg.svd(matrix, full_matrices=False)
+    return (u * np.maximum(values - decay, 0)) @ vt
+
+
+def penalised_power(m: Vector, decay: float, depth: int) -> Vector:
+    """The local minimum β ≥ 0 of ½(β − mᵢ)² + λ(D/2) β^{2/D} closest to mᵢ, for mᵢ > 0 and D ≥ 2.
+
+    It is the largest root of β − m + λβ^{2/D−1}, which is convex in β > 0, and 0 if there is none.
+    """
+    found = np.zeros(len(m))
+    for i, target in enumerate(m):
+        slope = lambda b, target=target: b - target + decay * b ** (2 / depth - 1)
+        # where the slope is least
+        least = (decay * (1 - 2 / depth)) ** (depth / (2 * depth - 2)) if depth > 2 else 0.0
+        if least < target and slope(least) < 0:
+            found[i] = scipy.optimize.brentq(slope, least, target, xtol=1e-15)
+    return found
+
+
+def penalised_relu(x: Matrix, y: Vector, decay: float) -> float:
+    """min ½ Σ (f(xᵢ) − yᵢ)² + (λ/2) ‖θ‖² over two-layer ReLU networks of any width, x in the plane.
+
+    It is a convex program with two vectors for each pattern of the neurons that are on (Pilanci and
+    Ergen, ICML 2020); in the plane all patterns are found by turning a direction once around.
+    """
+    normals = np.arctan2(x[:, 1], x[:, 0])
+    turns = np.sort(np.concatenate([normals + np.pi / 2, normals - np.pi / 2]) % (2 * np.pi))
+    middles = (turns + np.append(turns[1:], turns[0] + 2 * np.pi)) / 2
+    patterns = np.array([x @ [np.cos(a), np.sin(a)] > 0 for a in middles], float)
+    up, down = cvxpy.Variable((len(patterns), 2)), cvxpy.Variable((len(patterns), 2))
+    outputs = sum(cvxpy.multiply(p, x @ (up[i] - down[i])) for i, p in enumerate(patterns))
+    sides = [(2 * p - 1)[:, None] * x for p in patterns]
+    inside = [s @ v[i] >= 0 for i, s in enumerate(sides) for v in (up, down)]
+    norms = cvxpy.sum(cvxpy.norm(up, axis=1)) + cvxpy.sum(cvxpy.norm(down, axis=1))
+    program = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(outputs - y) / 2 + decay * norms), inside)
+    return float(program.solve(solver="CLARABEL"))
