@@ -99,9 +99,7 @@ def run(quick: bool) -> Entry:
     order = last.flat[np.abs(last - 1).argmax()]
     slope = slopes[:, 1:].flat[np.abs(slopes[:, 1:] - 1).argmax()]
     checks = [
-        close(
-            "order in 1/α of the error on test points, α ≥ 16, worst of 3 seeds", order, 1, 0.15
-        ),
+        close("order in 1/α of the error on test points, α ≥ 16, worst of 3 seeds", order, 1, 0.15),
         close("order in 1/α of ‖θ − θ₀‖, α ≥ 4, worst", slope, 1, 0.15),
         holds("the error falls from α to 4α", bool(np.all(np.diff(errors, axis=1) < 0))),
         below("α = 256: error relative to ‖prediction‖, worst", errors[:, -1].max(), 0.05),

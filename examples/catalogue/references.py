@@ -281,3 +281,34 @@ def penalised_relu(x: Matrix, y: Vector, decay: float) -> float:
     norms = cvxpy.sum(cvxpy.norm(up, axis=1)) + cvxpy.sum(cvxpy.norm(down, axis=1))
     program = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(outputs - y) / 2 + decay * norms), inside)
     return float(program.solve(solver="CLARABEL"))
+
+
+def inverse_of(increasing: Callable[[Vector], Vector], y: Vector) -> Vector:
+    """The z with σ(z) = y for a strictly increasing σ, entry by entry by root finding."""
+    return np.array([scipy.optimize.brentq(lambda z, v=v: increasing(z) - v, -50, 50, xtol=1e-15) for v in y])
+
+
+def neuron_limit(x: Matrix, y: Vector, start: Vector) -> Vector:
+    """argmin ‖β‖^{3/2} − ∇‖β₀‖^{3/2}·β subject to Xβ = y, by Newton steps on the convex dual.
+
+    The gradient (3/2)‖β‖^{−1/2}β of the potential is z where β = (4/9)‖z‖z.
+    """
+    z0 = 1.5 * start / np.sqrt(np.linalg.norm(start))
+
+    def dual(nu):
+        z = z0 + x.T @ nu
+        size = np.linalg.norm(z)
+        return 4 / 27 * size**3 - y @ nu, x @ z * size * 4 / 9 - y
+
+    def curvature(nu):
+        z = z0 + x.T @ nu
+        size = np.linalg.norm(z)
+        along = x @ z
+        return 4 / 9 * (size * x @ x.T + np.outer(along, along) / size)
+
+    value = scipy.optimize.minimize(dual, np.zeros(len(y)), jac=True, hess=curvature, method="trust-exact")
+    found = scipy.optimize.root(lambda nu: dual(nu)[1], value.x, jac=curvature, tol=1e-15)
+    z = z0 + x.T @ found.x
+    beta = 4 / 9 * np.linalg.norm(z) * z
+    assert np.abs(x @ beta - y).max() < 1e-10 * np.abs(y).max(), "the dual Newton method did not converge"
+    return beta
