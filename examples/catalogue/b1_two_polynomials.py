@@ -65,8 +65,8 @@ def run(quick: bool) -> Entry:
 
     print(trained, tested)
     return Entry(
-        "The flow of a regression on polynomials ends at least squares, so that degree 8 fits noisy points of a "
-        "cubic better than degree 3, and the cubic worse.",
+        "The flow of a regression on polynomials ends at least squares, so that degree 8 fits noisy points of "
+        "a cubic better than degree 3, and the cubic worse.",
         "Vardi, Communications of the ACM 2023, arXiv:2208.12591",
         checks,
         draw,

@@ -77,8 +77,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].legend()
 
     return Entry(
-        "From an infinitely small start, the flow of UUᵀ is greedy low-rank learning: it visits critical points "
-        "of rank 1, 2, … in turn, the closer the smaller the start.",
+        "From an infinitely small start, the flow of UUᵀ is greedy low-rank learning: it visits critical "
+        "points of rank 1, 2, … in turn, the closer the smaller the start.",
         "Li, Luo and Lyu, ICLR 2021, arXiv:2012.09839",
         checks,
         draw,

@@ -89,8 +89,8 @@ def run(quick: bool) -> Entry:
         gap.legend()
 
     return Entry(
-        "Of a 2 × 2 matrix with three entries seen, deep factorisation drives the fourth, and so every norm, to "
-        "infinity while the rank falls to one.",
+        "Of a 2 × 2 matrix with three entries seen, deep factorisation drives the fourth, and so every norm, "
+        "to infinity while the rank falls to one.",
         "Razin and Cohen, NeurIPS 2020, arXiv:2005.06398",
         checks,
         draw,

@@ -48,8 +48,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].set_ylabel(r"$w_i$ of the flow")
 
     return Entry(
-        "A neuron σ(w·x) with a strictly increasing activation ends at the solution closest to its start in the "
-        "ℓ₂ norm, w₀ + X⁺(σ⁻¹(y) − Xw₀).",
+        "A neuron σ(w·x) with a strictly increasing activation ends at the solution closest to its start in "
+        "the ℓ₂ norm, w₀ + X⁺(σ⁻¹(y) − Xw₀).",
         "Vardi, Communications of the ACM 2023, arXiv:2208.12591",
         checks,
         draw,
