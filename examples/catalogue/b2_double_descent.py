@@ -1,4 +1,4 @@
-"""B2: the test risk of the smallest solution peaks where features are as many as examples, and falls beyond."""
+"""B2: the test risk of the smallest solution peaks at as many features as examples, and falls beyond."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +62,6 @@ def run(quick: bool) -> Entry:
         holds("400 features: lower median risk than 20", bool(at[400] < at[20])),
         below("training error from 40 features on, worst", trained[:, COUNTS.index(40) :].max(), 1e-9),
     ]
-    print(median)
 
     def draw(figure):
         axes = figure.subplots()
@@ -73,8 +72,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "The flow of random features from 0 ends at the smallest solution, whose test risk peaks where features "
-        "are as many as examples and falls again beyond.",
+        "The flow of random features from 0 ends at the smallest solution, whose test risk peaks where "
+        "features are as many as examples and falls again beyond.",
         "Belkin, Hsu, Ma and Mandal, PNAS 2019, arXiv:1812.11118",
         checks,
         draw,

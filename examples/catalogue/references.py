@@ -312,3 +312,11 @@ def neuron_limit(x: Matrix, y: Vector, start: Vector) -> Vector:
     beta = 4 / 9 * np.linalg.norm(z) * z
     assert np.abs(x @ beta - y).max() < 1e-10 * np.abs(y).max(), "the dual Newton method did not converge"
     return beta
+
+
+def shortest_relu(x: Matrix, y: Vector) -> Vector:
+    """argmin ‖w‖ subject to relu(Xw) = y: equalities where y > 0, and Xw ≤ 0 where y = 0."""
+    w, on = cvxpy.Variable(x.shape[1]), y > 0
+    limits = [x[on] @ w == y[on]] + ([x[~on] @ w <= 0] if np.any(~on) else [])
+    cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(w)), limits).solve(solver="CLARABEL")
+    return w.value
