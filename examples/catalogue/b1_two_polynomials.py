@@ -65,7 +65,7 @@ def run(quick: bool) -> Entry:
             axes.plot(grid, fit, label="flow")
             axes.set(title=f"degree {degree}", xlabel="$x$", ylim=(-1.1, 1.1))
         figure.axes[0].set_ylabel("$y$")
-        figure.axes[0].legend(fontsize=8)
+        figure.axes[0].legend(fontsize=8, loc="upper left")
 
     return Entry(
         "The flow of a regression on polynomials ends at least squares, so that degree 8 fits noisy points "

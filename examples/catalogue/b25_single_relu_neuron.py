@@ -80,8 +80,8 @@ def run(quick: bool) -> Entry:
             axes.legend()
 
     return Entry(
-        "A single ReLU neuron from a start near 0 that comes to fit its data ends at a solution at most twice as "
-        "long as the shortest.",
+        "A single ReLU neuron from a start near 0 that comes to fit its data ends at a solution at most "
+        "twice as long as the shortest.",
         "Vardi and Shamir, COLT 2021, arXiv:2012.05156",
         checks,
         draw,
