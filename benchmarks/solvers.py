@@ -140,7 +140,7 @@ def adaptive(case: Stiff, theta: np.ndarray, quick: bool, price: float) -> list[
                     rejected=run.stats["rejected"],
                     status=run.status,
                     seconds=run.stats["seconds"] - run.stats["compile_seconds"],
-                    compile_seconds=run.stats["compile_seconds"],  # the first tolerance's; the others have none
+                    compile_seconds=run.stats["compile_seconds"],
                 )
             )
             print(f"  {name:8} {rtol:.0e} {rows[-1]['cost']:8.0f} {rows[-1]['error']:.1e}", flush=True)
