@@ -273,7 +273,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
             ax.loglog(*zip(*points, strict=True), color=colour, label=method, **style)
         for method, marker in (("GD at 2/λ", "v"), ("RK4 at 1/λ", "^")):
             for r in result["rows"]:
-                if r["method"] == method and np.isfinite(r["error"]):
+                if r["method"] == method and r["error"] is not None and np.isfinite(r["error"]):
                     ax.loglog(r["gradients"], r["error"], marker, color="grey", label=method)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("gradients")
