@@ -205,10 +205,15 @@ def price_of_hvp(case: Stiff) -> float:
 
 
 def at_error(rows: list[dict[str, Any]], method: str, error: float) -> float | None:
-    """The cost at that error, interpolated in the logarithms between runs; None outside of them."""
+    """The cost at that error, interpolated in the logarithms between runs.
+
+    That of the cheapest run if all are more accurate, None if all are less, or for a single run.
+    """
     points = sorted((r["error"], r["cost"]) for r in rows if r["method"] == method and r["error"] > 0)
-    if len(points) < 2 or not points[0][0] <= error <= points[-1][0]:
+    if len(points) < 2 or error < points[0][0]:
         return None
+    if error > points[-1][0]:
+        return min(cost for _, cost in points)
     x, y = np.log(np.array(points)).T
     return float(np.exp(np.interp(np.log(error), x, y)))
 
