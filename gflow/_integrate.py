@@ -156,7 +156,7 @@ def flow_run(
         rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             symmetric = isinstance(flow, GradientFlow | WeightDecay)
-            solver, reason = choose(problem, rtol, atol=atol, symmetric=symmetric)
+            solver, reason = choose(problem, rtol, symmetric=symmetric)
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
             inner = solver.tolerances(rtol, atol)
