@@ -2,6 +2,7 @@
 
 from gflow import (
     bias,
+    clocks,
     curvature,
     data,
     flows,
@@ -28,6 +29,7 @@ __all__ = [
     "Sharpness",
     "Trajectory",
     "bias",
+    "clocks",
     "compare",
     "curvature",
     "data",

@@ -214,9 +214,10 @@ class DescentPath(AbstractPath):
     def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
         del position
-        if self.minibatch is None:
-            return state.params, state.loss, state.gradient_norm, 0
-        return state.params, *loss_and_gradient_norm(self.problem, state.params), 1
+        loss, norm = state.loss, state.gradient_norm
+        if self.minibatch is not None:
+            loss, norm = loss_and_gradient_norm(self.problem, state.params)
+        return state.params, {"loss": loss, "gradient_norm": norm}, int(self.minibatch is not None)
 
     @eqx.filter_jit
     def next_step(self, state):
@@ -235,8 +236,9 @@ class DescentPath(AbstractPath):
         """One loss per step, starting with step 0."""
         return state.losses, state.filled
 
-    def doubts(self, losses):
+    def doubts(self, state, losses):
         """A descent that ends above its start."""
+        del state
         if losses[-1] > losses[0] and self.minibatch is None:
             return [
                 f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate "

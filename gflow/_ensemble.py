@@ -23,6 +23,7 @@ from gflow._stepper import (
     STOPPED,
     AbstractPath,
     Run,
+    clock_readings,
     doubts,
     init_observables,
     read_observables,
@@ -102,15 +103,15 @@ class _Ensemble(eqx.Module):
 
     @eqx.filter_jit
     def record(self, state, position, last, is_open):
-        """θ, loss, gradient norm and whether both are finite, and the number of gradients.
+        """θ, what every record holds, whether it is finite, and the number of gradients.
 
         Members that are not `is_open` or not finite keep their `last` θ.
         """
 
         def of_one(path, state, position, last, is_open):
-            params, loss, gradient_norm, gradients = path.record(state, position)
-            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-            return _tree.where(is_open & finite, params, last), loss, gradient_norm, finite, gradients
+            params, values, gradients = path.record(state, position)
+            finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
+            return _tree.where(is_open & finite, params, last), values, finite, gradients
 
         return self._each(of_one, state, position, last, is_open)
 
@@ -184,7 +185,10 @@ class EnsembleRun:
                 raise
             here = np.asarray(self._where.position, np.float64)
             for i in _indices(self._under_way):
-                reason = f"the run was interrupted from the keyboard at t = {self.run.time(here[i]):.6g}"
+                reason = (
+                    f"the run was interrupted from the keyboard at {self.run.symbol} = "
+                    f"{self.run.time(here[i]):.6g}"
+                )
                 self._end(i, here[i], "interrupted", reason)
             self._record(np.inf)
         except RuntimeError as error:  # raised by the model or the solver inside compiled code
@@ -192,7 +196,8 @@ class EnsembleRun:
                 raise
             for i in _indices(self._under_way):
                 here = self._where.position[i]
-                reason = f"an evaluation failed after t = {self.run.time(here):.6g}: {message_of(error)}"
+                where = f"{self.run.symbol} = {self.run.time(here):.6g}"
+                reason = f"an evaluation failed after {where}: {message_of(error)}"
                 self._end(i, here, "error", reason)
         return self
 
@@ -218,7 +223,7 @@ class EnsembleRun:
                     return
             for i in _indices(self._under_way):
                 self.statuses[i] = "success"
-                self.reasons[i] = f"the horizon t = {run.time(run.end):.6g} was reached"
+                self.reasons[i] = f"the horizon {run.symbol} = {run.time(run.end):.6g} was reached"
 
     def _advance(self, target: float | int, bar: Any) -> None:
         """Moves on, in pieces short enough for Ctrl-C, until all are at `target` or have ended."""
@@ -268,9 +273,7 @@ class EnsembleRun:
         """Measures every member at `target`, or at its end if that comes before."""
         run, ensemble, is_open = self.run, self.ensemble, ~self._closed
         here = np.minimum(target, self.ends)
-        self._last, loss, gradient_norm, finite, gradients = ensemble.record(
-            self._state, here, self._last, is_open
-        )
+        self._last, own, finite, gradients = ensemble.record(self._state, here, self._last, is_open)
         self._gradients[is_open] += gradients
         good = is_open & np.asarray(finite)
         for i in _indices(is_open & ~good & self._under_way):
@@ -278,8 +281,7 @@ class EnsembleRun:
         values, hvps, trusted = {}, 0, {}
         if run.observables:
             values, self._observed, hvps, trusted = ensemble.read(self._last, self._observed, self._state)
-        values = {"loss": loss, "gradient_norm": gradient_norm, **values}
-        self._rows.append(_Row(values, hvps, trusted, self._last if run.save_models else None))
+        self._rows.append(_Row({**own, **values}, hvps, trusted, self._last if run.save_models else None))
         self._measured[good] = len(self._rows)
         self._t[good] = [run.time(position) for position in here[good]]
         if len(self._rows) <= len(run.times):
@@ -316,6 +318,10 @@ class EnsembleRun:
             name: np.sum(~per_row(lambda row, name=name: row.trusted[name]), axis=1, where=counts)
             for name in rows[0].trusted
         }
+        readings = clock_readings(run.times, records)
+        if "log_t" in end:
+            with np.errstate(over="ignore"):
+                end |= {"s": self._t, "t": np.exp(end["log_t"])}
         found = self._doubts(records, end, doubtful)
         problem = eqx.combine(self.ensemble.members, run.path.problem)
         models = None
@@ -324,7 +330,9 @@ class EnsembleRun:
             models = problem.model(jtu.tree_map(lambda x: jnp.asarray(_where(on_grid, x)), stacked))
         status, reason = _overall(self.statuses, self.reasons)
         result = Trajectory(
-            t=np.asarray(run.times, dtype=np.float64),
+            s=readings.s,
+            t=readings.t,
+            log_t=readings.log_t,
             records=records,
             model=problem.model(self._last),
             models=models,
@@ -347,8 +355,7 @@ class EnsembleRun:
 
     def _stats(self) -> dict[str, Any]:
         """Lists of what each member needed; that the others waited for the slowest is not counted."""
-        is_number = lambda x: eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        state = jax.device_get(eqx.filter(self._state, is_number))
+        state = self._numbers()
         each = [self.run.path.stats(jtu.tree_map(lambda x, i=i: x[i], state)) for i in range(self.size)]
         stats = {
             name: value if value is None or isinstance(value, str) else [stats[name] for stats in each]
@@ -360,6 +367,11 @@ class EnsembleRun:
         stats |= {"record_gradients": self._gradients.tolist(), "record_hvps": self._hvps.tolist()}
         return stats | {"seconds": self._clock.seconds, "compile_seconds": self._clock.compile_seconds}
 
+    def _numbers(self) -> PyTree:
+        """The states of all members, on the host and without random keys."""
+        is_number = lambda x: eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.device_get(eqx.filter(self._state, is_number))
+
     def _doubts(
         self,
         records: dict[str, np.ndarray],
@@ -367,13 +379,14 @@ class EnsembleRun:
         doubtful: dict[str, np.ndarray],
     ) -> list[str]:
         """What may make members untrustworthy, one sentence each."""
-        found = []
+        found, states = [], self._numbers()
         for i in range(self.size):
             ended_well = self.statuses[i] in ("success", "stopped")
             mine = {name: values[i, : self._columns[i]] for name, values in records.items()}
             losses = np.append(mine["loss"], end["loss"][i]) if ended_well else None
             untrusted = {name: count[i] for name, count in doubtful.items()}
-            sentences = doubts(self.run.path, self.run.times, mine, losses, untrusted)
+            state = jtu.tree_map(lambda x, i=i: x[i], states)
+            sentences = doubts(self.run, state, self.run.times, mine, losses, untrusted)
             found += [f"member {i}: {sentence}" for sentence in sentences]
         return found
 

@@ -8,10 +8,20 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gflow import _tree, curvature
+from gflow import _tree, clocks, curvature
 from gflow._problem import Problem
-from gflow._stepper import NONFINITE, RUNNING, SOLVER_FAILURE, STOPPED, UNDERFLOW, AbstractPath, Position
+from gflow._stepper import (
+    ASTRAY,
+    NONFINITE,
+    RUNNING,
+    SOLVER_FAILURE,
+    STOPPED,
+    UNDERFLOW,
+    AbstractPath,
+    Position,
+)
 from gflow._watch import Watch
+from gflow.clocks import AbstractClock, Mark
 from gflow.flows import AbstractFlow, GradientFlow
 from gflow.solvers import AbstractFlowSolver, Predictive
 
@@ -21,12 +31,17 @@ _MAX_NONFINITE = 20
 
 
 class FlowState(eqx.Module):
-    """Everything a flow needs to go on, bit for bit; `dense` interpolates the last accepted step."""
+    """Everything a flow needs to go on, bit for bit; `dense` interpolates the last accepted step.
+
+    `t` is the variable of the clock. The marks, at the two ends of that step, are `None` in plain time.
+    """
 
     t_before: Float[Array, ""]
     t: Float[Array, ""]
     t_next: Float[Array, ""]
     params: PyTree[Array]
+    mark_before: Mark | None
+    mark: Mark | None
     dense: PyTree
     solver_state: PyTree
     controller_state: PyTree
@@ -47,22 +62,28 @@ def _attempt(solver, term, t, t_next, params, solver_state, made_jump):
 
 
 class FlowPath(AbstractPath):
-    """A flow as a path: positions are times."""
+    """A flow as a path: positions are readings of the clock."""
 
     problem: Problem
     watch: Watch
     flow: AbstractFlow
+    clock: AbstractClock
+    log_t0: Float[Array, ""]  # the time at which the clock starts
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
     t_max: Float[Array, ""]
     dt0: Float[Array, ""] | None
+    plain: bool = eqx.field(static=True)  # the clock shows the time, so that no mark is needed
     reason: str = eqx.field(static=True)  # why this solver
 
     @eqx.filter_jit
     def start(self):
         """As diffrax starts: the first step size, the solver's state, nothing done yet."""
         problem, solver = self.problem, self.solver
-        term = self.flow.term(problem)
+        term = self.clock.term(self.flow, problem)
+        mark, log_t = None, None
+        if not self.plain:
+            mark, log_t = clocks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
         zero = jnp.zeros((), self.t_max.dtype)
         t_next, controller_state = self.controller.init(
             term,
@@ -81,13 +102,15 @@ class FlowPath(AbstractPath):
         _, _, dense, _, _ = eqx.filter_eval_shape(
             _attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
         )
-        sides, watched = self.watch.start(problem, problem.params)
+        sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
         state = FlowState(
             t_before=zero,
             t=zero,
             t_next=t_next,
             params=problem.params,
+            mark_before=mark,
+            mark=mark,
             dense=jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense),
             solver_state=solver_state,
             controller_state=controller_state,
@@ -105,7 +128,7 @@ class FlowPath(AbstractPath):
 
     def advance(self, state, until, budget):
         """Steps until `until` is passed, with diffrax's own stepping calls."""
-        term = self.flow.term(self.problem)
+        term = self.clock.term(self.flow, self.problem)
         limit = state.steps + budget
         _, static = eqx.partition(state, eqx.is_array)
 
@@ -130,13 +153,19 @@ class FlowPath(AbstractPath):
         safe = _tree.where(finite, params, now.params)
         error = jtu.tree_map(lambda e: jnp.where(finite & jnp.isfinite(e), e, jnp.inf), error)
         order = self.solver.error_order(term)
+        mark, compared = now.mark, (now.params, safe, error)
+        if now.mark is not None:
+            mark = self._mark(now.mark, now.t_next - now.t, safe)
+            if error is not None:  # log t is kept as accurate as the parameters
+                one = jnp.ones_like(mark.error)
+                wrong = jnp.where(jnp.isfinite(mark.error), jnp.abs(mark.error), jnp.inf)
+                compared = ((now.params, one), (safe, one), (error, wrong))
         keep, t, t_next, made_jump, controller_state, controller_result = self.controller.adapt_step_size(
             now.t,
             now.t_next,
-            now.params,
-            safe,
+            *compared[:2],
             None,
-            error,
+            compared[2],
             order,  # pyright: ignore[reportArgumentType]: None for methods without an estimate
             now.controller_state,
         )
@@ -161,11 +190,21 @@ class FlowPath(AbstractPath):
             [SOLVER_FAILURE, NONFINITE, jnp.where(nonfinite > 0, NONFINITE, UNDERFLOW)],
             RUNNING,
         )
+        if mark is not None:
+            astray = accept & ~mark.holds
+            code = jnp.where((code == RUNNING) & astray, ASTRAY, code)
+            accept &= ~astray
         watched, watch_hvps = now.watched, now.watch_hvps
         if self.watch:
             margins, watched, hvps = jax.lax.cond(
                 accept,
-                lambda: self.watch.margins(self.problem, safe, now.sides, now.watched),
+                lambda: self.watch.margins(
+                    self.problem,
+                    safe,
+                    now.sides,
+                    now.watched,
+                    self._known(safe, None if mark is None else mark.log_t),
+                ),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
             code = jnp.where((code == RUNNING) & jnp.any(jnp.isnan(margins)), NONFINITE, code)
@@ -176,6 +215,8 @@ class FlowPath(AbstractPath):
             t=t,
             t_next=t_next,
             params=params,
+            mark_before=now.mark,
+            mark=mark,
             dense=dense,
             solver_state=solver_state,
             controller_state=controller_state,
@@ -190,7 +231,16 @@ class FlowPath(AbstractPath):
             watch_hvps=watch_hvps,
         )
         # a rejected step leaves the position and whatever describes it as they were
-        position = lambda s: (s.t_before, s.t, s.params, s.dense, s.solver_state, s.made_jump)
+        position = lambda s: (
+            s.t_before,
+            s.t,
+            s.params,
+            s.mark_before,
+            s.mark,
+            s.dense,
+            s.solver_state,
+            s.made_jump,
+        )
         before = now
         if isinstance(self.solver, AbstractFlowSolver):  # keeps what the attempt has cost and learnt
             retry = self.solver.rejected(now.solver_state, solver_state)
@@ -210,7 +260,8 @@ class FlowPath(AbstractPath):
 
     def evaluate(self, state):
         """By the program that makes the records, so that no other is compiled."""
-        return self._record(state, np.asarray(0.0))[1:]
+        values = self._record(state, np.asarray(0.0))[1]
+        return values["loss"], values["gradient_norm"]
 
     def record(self, state, position):
         """From the solver's dense output within the last step: one gradient."""
@@ -220,13 +271,29 @@ class FlowPath(AbstractPath):
     def _record(self, state, position):
         t = position.astype(state.t.dtype)
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
-        params = jax.lax.cond(t >= state.t, lambda: state.params, lambda: self._at(state, t))
+        log_t = None if state.mark is None else state.mark.log_t
+        params, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
+        if log_t is not None:
+            return params, self._known(params, log_t)
         loss, gradient = self.problem.value_and_gradient(params)
-        return params, loss, _tree.norm(gradient)
+        return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}
 
     def _at(self, state, t):
+        """Within the last step, θ and log t."""
         interpolation = self.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense)
-        return interpolation.evaluate(t)
+        params = interpolation.evaluate(t)
+        if self.plain:
+            return params, None
+        share = (t - state.t_before) / (state.t - state.t_before)
+        return params, clocks.log_time(state.mark_before, state.mark.course, share)
+
+    def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
+        """After a `step` of the clock."""
+        return clocks.advance(self.clock, self.flow, self.problem, before, step, params)
+
+    def _known(self, params: PyTree[Array], log_t: Array | None) -> dict[str, Array]:
+        """What the clock knows of a place."""
+        return {} if log_t is None else clocks.quantities(self.problem, params) | {"log_t": log_t}
 
     def locate(self, state):
         """By bisection of the margins on the dense output, until they cross first."""
@@ -239,8 +306,9 @@ class FlowPath(AbstractPath):
     def _first_crossing(self, state):
         # the smallest margin crosses where the first of the conditions holds
         def evaluate(t):
-            params = self._at(state, t)
-            margins, _, hvps = self.watch.margins(self.problem, params, state.sides, state.watched)
+            params, log_t = self._at(state, t)
+            known = self._known(params, log_t)
+            margins, _, hvps = self.watch.margins(self.problem, params, state.sides, state.watched, known)
             return margins, hvps
 
         def halve(carry):
@@ -272,51 +340,71 @@ class FlowPath(AbstractPath):
         """Not kept: a flow has no steps of its own."""
         return None
 
-    def doubts(self, losses):
-        """Gradient flow never climbs."""
+    def doubts(self, state, losses):
+        """Gradient flow never climbs, and doesn't halt before data that can be separated are."""
         allowed = 1e-2 * np.abs(losses[:-1]) + 1e-4 * np.abs(losses[0])  # errors at the bottom are no rise
         rise = np.max(np.diff(losses) - allowed, initial=-np.inf)
+        found = []
         if isinstance(self.flow, GradientFlow) and rise > 0:
-            return [
+            found = [
                 "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
                 "steps were too long to follow it; use a smaller rtol and atol, or a shorter dt0"
             ]
-        return []
+        if state.mark is not None and clocks.halts(self.problem, state.mark):
+            found.append(
+                f"the loss does not tend to 0 but stays at {float(losses[-1]):.6g}, with some example on the "
+                "wrong side: the data seem not to be separable by this model, so that the direction of the "
+                "parameters has no meaning as one of maximum margin"
+            )
+        return found
 
     def explain(self, state, code, initial_loss):
         """Tells apart a field that turns NaN, a blow-up, stiffness and a tolerance too tight."""
-        t, h = float(state.t), float(state.t_next - state.t)
+        t, h, symbol = float(state.t), float(state.t_next - state.t), self.clock.symbol
         steps, rejected = int(state.steps), int(state.rejected)
         start, here = (float(_tree.norm(p)) for p in (self.problem.params, state.params))
-        grown = here > 1e3 * (1 + start)
+        grown = self.plain and here > 1e3 * (1 + start)  # in other clocks it may well
+        if code == ASTRAY:
+            return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
         if code == SOLVER_FAILURE:
             message = diffrax.RESULTS[state.result] or "no message"
-            return "solver_failure", f"{self._name} failed at t = {t:.6g}: {message}"
+            return "solver_failure", f"{self._name} failed at {symbol} = {t:.6g}: {message}"
         if code in (NONFINITE, UNDERFLOW) and grown:
             return "diverged", (
                 f"the parameters grew without bound near t = {t:.6g}: their norm went from "
                 f"{start:.3g} to {here:.3g} (a finite-time blow-up, or a step far too long)"
             )
+        if code in (NONFINITE, UNDERFLOW) and not self.plain and bool(self._is_over(state)):
+            return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
         if code == NONFINITE:
             return "nonfinite", (
-                f"the gradient, the step or a watched quantity became NaN or infinite at t = {t:.6g} (step "
-                f"{steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in model "
-                "and loss"
+                f"the gradient, the step or a watched quantity became NaN or infinite at {symbol} = {t:.6g} "
+                f"(step {steps}); the last finite state is kept. Look for log, sqrt or a division at 0 in "
+                "model and loss"
             )
         if code == UNDERFLOW:
             return "step_underflow", (
-                f"the step size fell below the resolution of t = {t:.6g} in {state.t.dtype}; the field "
-                "may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
+                f"the step size fell below the resolution of {symbol} = {t:.6g} in {state.t.dtype}; the "
+                "field may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
             )
         return "max_steps", (
-            f"{steps} steps ({rejected} rejected) led only to t = {t:.6g} of {float(self.t_max):.6g}: "
+            f"{steps} steps ({rejected} rejected) led only to {symbol} = {t:.6g} of {float(self.t_max):.6g}: "
             + self._limit(state, h)
         )
+
+    @eqx.filter_jit
+    def _is_over(self, state: FlowState) -> Array:
+        return self.clock.is_over(self.flow, self.problem, state.params)
 
     def _limit(self, state: FlowState, h: float) -> str:
         """What keeps the steps short, from the step size times the sharpness."""
         if int(state.nonfinite):
             return f"the last {int(state.nonfinite)} attempts met NaN or infinite values"
+        if not self.plain:
+            return (
+                f"the last step was {h:.3g} long; where the field has kinks, such as those of ReLU, steps "
+                "stay short while the path slides along one. Loosen rtol and atol, or raise max_steps"
+            )
         taken = float(state.t - state.t_before) or h
         if self.problem.dtype.itemsize < 4:
             return f"{self.problem.dtype} resolves too little to tell why; use float32 or float64"
@@ -342,13 +430,15 @@ class FlowPath(AbstractPath):
         if isinstance(self.controller, Predictive) and self.dt0 is None:
             at_start += 1
         watching = self.watch.gradients() * (steps - rejected + 1)
+        marks = 0 if self.plain else steps + 1
+        hvps = int(getattr(state.solver_state, "hvps", 0)) + (marks if self.clock.curves else 0)
         return {
             "solver": self._name,
             "solver_reason": self.reason,
             "steps": steps,
             "rejected": rejected,
-            "gradients": None if per_step is None else per_step * steps + at_start + watching,
-            "hvps": int(state.watch_hvps),
+            "gradients": None if per_step is None else per_step * steps + at_start + watching + marks,
+            "hvps": int(state.watch_hvps) + hvps,
         }
 
 

@@ -13,19 +13,23 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
+from gflow import clocks
 from gflow._ensemble import EnsembleRun, split
 from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
+from gflow._two_phase import TwoPhaseRun
 from gflow._watch import Watch
+from gflow.clocks import AbstractClock, Time, TwoPhase
 from gflow.flows import AbstractFlow, GradientFlow, WeightDecay
-from gflow.observe import AbstractObservable, as_observables
+from gflow.observe import RESERVED, AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
-from gflow.stop import AbstractStop
+from gflow.stop import AbstractStop, LossBelow
 
 _MAX_STEPS = 1_000_000
+_MAX_STEPS_OF_CLOCKS = 100_000  # many times what a run needs that doesn't slide along kinks
 # diffeqsolve starts with this one as well. Too long a step costs a few rejections, too short a one
 # is left behind by factors of ten.
 _FIRST_STEP = 0.01
@@ -39,6 +43,7 @@ def integrate(
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     flow: AbstractFlow | None = None,
+    clock: AbstractClock | TwoPhase | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: Real = 1e-4,
     atol: Real = 1e-7,
@@ -63,6 +68,11 @@ def integrate(
     - `t_max`: the horizon, a positive time. `inf` is allowed together with `stop` and explicit save
         times.
     - `flow`: the vector field, by default [`gflow.flows.GradientFlow`][].
+    - `clock`: the variable in which the path is traversed, one of [`gflow.clocks`][]; by default plain time.
+        Horizon, `dt0` and save times are in its unit, and stop conditions may also name `"log_loss"` (with a
+        loss that has a logarithm of its own) and `"log_t"`. A clock other than plain time gives each step
+        a twentieth of the tolerances, keeps log t to the absolute accuracy `rtol` as well, and accepts `rtol`
+        up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
         own the default is `diffrax.Tsit5()`.
@@ -83,7 +93,7 @@ def integrate(
     - `observe`: what to record besides loss and gradient norm: a sequence of [`gflow.observe`][] objects,
         or a dictionary from names to functions `(model, data) -> array`.
     - `stop`: one or several conditions of [`gflow.stop`][] that end the run early.
-    - `max_steps`: the most steps to attempt; by default a million.
+    - `max_steps`: the most steps to attempt; by default a million, 100 000 in other clocks than plain time.
     - `progress`: whether to show a progress bar with t, the loss of the last record, and the step size.
     - `checkpoint`: a file in which the state of the run is kept (every half minute, and when it is
         interrupted). If it exists, the run goes on from there, to the same result bit for bit.
@@ -107,9 +117,7 @@ def integrate(
         problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     else:
         problem, members = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size), None
-    run = flow_run(
-        problem,
-        t_max,
+    options: dict[str, Any] = dict(
         flow=flow,
         solver=solver,
         rtol=rtol,
@@ -124,7 +132,17 @@ def integrate(
         progress=progress,
         checkpoint=checkpoint,
     )
-    return (run if members is None else EnsembleRun(run, members)).complete().trajectory(throw)
+    if isinstance(clock, TwoPhase):
+        if members is not None:
+            raise ValueError(
+                "clock=TwoPhase() can't be used with ensemble=True, because members switch at different "
+                "times; run them one by one."
+            )
+        run = _two_phases(problem, t_max, clock, **options)
+    else:
+        run = flow_run(problem, t_max, clock=clock, **options)
+        run = run if members is None else EnsembleRun(run, members)
+    return run.complete().trajectory(throw)
 
 
 def flow_run(
@@ -132,6 +150,8 @@ def flow_run(
     t_max: Real,
     *,
     flow: AbstractFlow | None = None,
+    clock: AbstractClock | None = None,
+    log_t0: float = -math.inf,
     solver: diffrax.AbstractSolver | None = None,
     rtol: Real = 1e-4,
     atol: Real = 1e-7,
@@ -147,16 +167,22 @@ def flow_run(
 ) -> Run:
     """The arguments of `integrate`, checked, as a run that has not begun."""
     dtype = problem.dtype
-    observables = as_observables(observe)
-    watch = Watch(stop, observables, dtype)
-    times = _save_times(save_at, t_max, bool(watch), dtype)
     flow = GradientFlow() if flow is None else flow
+    clock = Time() if clock is None else clock
+    plain = isinstance(clock, Time) and log_t0 == -math.inf
+    _check_clock(clock, flow, problem, plain)
+    observables = as_observables(observe)
+    recorded = RESERVED if plain else clocks.recorded(problem)
+    _refuse_names(observables, recorded)
+    watch = Watch(stop, observables, dtype, recorded)
+    times = _save_times(save_at, t_max, bool(watch), dtype)
     reason = "named by the user"
     if controller is None:
-        rtol, atol = _check_rtol(rtol, dtype), positive("atol", atol, "tolerance", dtype)
+        rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             symmetric = isinstance(flow, GradientFlow | WeightDecay)
-            solver, reason = choose(problem, rtol, symmetric=symmetric)
+            solver, reason = choose(problem, rtol, atol=atol, symmetric=symmetric, clock=clock)
+        rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
             inner = solver.tolerances(rtol, atol)
@@ -189,12 +215,16 @@ def flow_run(
         problem=problem,
         watch=watch,
         flow=flow,
+        clock=clock,
+        plain=plain,
+        log_t0=jnp.asarray(log_t0, dtype),
         solver=_with_tolerances(solver, controller, rtol, atol),
         controller=controller.wrap(1),
         t_max=jnp.asarray(t_max, dtype),
         dt0=None if dt0 is None else jnp.asarray(dt0, dtype),
         reason=reason,
     )
+    most = _MAX_STEPS if isinstance(clock, Time) else _MAX_STEPS_OF_CLOCKS
     return Run(
         path,
         # in the precision of the run, so that the last one is t_max exactly
@@ -202,9 +232,10 @@ def flow_run(
         time=float,
         times=times.tolist(),
         end=float(path.t_max),
+        symbol=clock.symbol,
         observables=observables,
         save_models=save_models,
-        max_steps=_MAX_STEPS if max_steps is None else count("max_steps", max_steps),
+        max_steps=most if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
     )
@@ -239,12 +270,87 @@ def _with_tolerances(
     )
 
 
-def _check_rtol(rtol: Any, dtype: np.dtype) -> float:
+def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) -> TwoPhaseRun:
+    """The run in the second clock, and before it one in the first from which it starts."""
+    flow = options["flow"]
+    flow = GradientFlow() if flow is None else flow
+    for one in (clock.first, clock.second):
+        _check_kind(one)
+        one.check(problem)
+    if options["controller"] is None:
+        _check_rtol(options["rtol"], problem.dtype, clock.second)
+    recorded = clocks.recorded(problem)
+    observables = as_observables(options["observe"])
+    _refuse_names(observables, recorded)
+    Watch(options["stop"], observables, problem.dtype, recorded)
+    _save_times(options["save_at"], t_max, bool(options["stop"]), problem.dtype)
+    level = 0.3 / problem.examples if clock.loss_below is None else clock.loss_below
+    level = positive("loss_below", level, "loss", problem.dtype)
+    times = np.unique(np.append(0.0, np.asarray(clock.times, np.float64)))
+    checkpoint = options.pop("checkpoint")
+    most = options["max_steps"] or _MAX_STEPS_OF_CLOCKS
+    stop, save_at = LossBelow(level), times
+    before = None if checkpoint is None else f"{os.fspath(checkpoint)}.first"
+    first = flow_run(
+        problem,
+        math.inf,
+        clock=clock.first,
+        checkpoint=before,
+        **options | {"stop": stop, "save_at": save_at, "max_steps": most},
+    )
+
+    def begin(problem: Problem, log_t0: float) -> Run:
+        return flow_run(problem, t_max, clock=clock.second, log_t0=log_t0, checkpoint=checkpoint, **options)
+
+    return TwoPhaseRun(first, begin)
+
+
+def _check_kind(clock: Any) -> None:
+    if not isinstance(clock, AbstractClock):
+        raise ValueError(
+            f"clock must be one of gflow.clocks, such as gflow.clocks.LogLoss(), but {clock!r} came."
+        )
+
+
+def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) -> None:
+    _check_kind(clock)
+    if not plain and _reads_time(flow, problem):
+        raise ValueError(
+            f"flow must not depend on time in clock={type(clock).__name__}(), but {type(flow).__name__} "
+            "reads t; use plain time for it."
+        )
+    clock.check(problem)
+    if not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
+        raise ValueError(f"clock={type(clock).__name__}() {clock.refusal}")
+
+
+def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:
+    field = lambda t: flow.vector_field(problem, t, problem.params)
+    program = jax.make_jaxpr(field)(jnp.zeros((), problem.dtype)).jaxpr
+    (t,) = program.invars
+    return any(v is t for e in program.eqns for v in e.invars) or any(v is t for v in program.outvars)
+
+
+def _refuse_names(observables: Sequence[AbstractObservable], recorded: Sequence[str]) -> None:
+    taken = [item.name for item in observables if item.name in recorded]
+    if taken:
+        raise ValueError(
+            f"observe names {', '.join(taken)}, which this clock records anyway; give the observable another "
+            "name."
+        )
+
+
+def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
     rtol, finest = positive("rtol", rtol, "tolerance", dtype), 10 * float(jnp.finfo(dtype).eps)
     if rtol < finest:
         raise ValueError(
             f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}, but {rtol:.1e} came; enable x64 "
             'with jax.config.update("jax_enable_x64", True) and use a float64 model, or loosen rtol.'
+        )
+    if rtol > clock.max_rtol * (1 + 1e-6):
+        raise ValueError(
+            f"rtol must be at most {clock.max_rtol:g} with clock={type(clock).__name__}(), but {rtol:g} "
+            "came; over its long horizons steps at looser tolerances may leave the path unnoticed."
         )
     return rtol
 

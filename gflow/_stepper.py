@@ -30,7 +30,7 @@ from gflow._watch import Watch
 from gflow.observe import RESERVED, AbstractObservable, AbstractStepObservable, Step
 
 # Why an `advance` returned before its target; the paths add the words.
-RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE = range(6)
+RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE, ASTRAY = range(7)
 
 
 class Position(NamedTuple):
@@ -67,10 +67,11 @@ class AbstractPath(eqx.Module):
         """Loss and gradient norm at the start, evaluated anew at each call."""
 
     @abc.abstractmethod
-    def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], Array, Array, int]:
-        """θ, loss and gradient norm at `position`, which lies within the last step.
+    def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
+        """θ at `position`, which lies within the last step, and what every record of this path holds.
 
-        And the number of gradients that this took.
+        That is loss, gradient norm, and with some clocks `log_loss` and `log_t`. And the number of gradients
+        that this took.
         """
 
     @abc.abstractmethod
@@ -104,8 +105,11 @@ class AbstractPath(eqx.Module):
         """
 
     @abc.abstractmethod
-    def doubts(self, losses: np.ndarray) -> list[str]:
-        """Sentences on what in the losses of the records and the end may make the result untrustworthy."""
+    def doubts(self, state: PyTree, losses: np.ndarray) -> list[str]:
+        """Sentences on what may make the result untrustworthy.
+
+        In the losses of the records and the end, and in the state there.
+        """
 
 
 @eqx.filter_jit
@@ -162,6 +166,7 @@ class Run:
         time: Callable[[Any], float],
         times: Sequence[float | int],
         end: float | int,
+        symbol: str = "t",
         observables: tuple[AbstractObservable, ...],
         save_models: bool,
         max_steps: int,
@@ -173,18 +178,20 @@ class Run:
         self.time = time
         self.times = times  # of the positions, as asked for: not rounded to the dtype of the run
         self.end = end
+        self.symbol = symbol  # of the variable that `time` gives
         self.observables = observables
         self.save_models = save_models
         self.max_steps = max_steps
         self.progress = progress
         self.checkpoint = checkpoint
-        self.t: list[float] = []
+        self.t: list[float] = []  # or another variable
         self._at: list[float | int] = []  # the positions recorded
         self.records: dict[str, list[Any]] = {}
         self.saved: list[PyTree] = []
         self.status, self.reason = "", ""
         self._gradients, self._hvps = 0, 0  # spent on records, and on locating a stop
         self._doubtful: dict[str, Any] = {}  # how often each doubt came up
+        self.stopped_by: int | None = None  # the number of a stop condition
         self._state: Any = None
         self._done = 0  # positions recorded
         self._located: tuple[float | int, int] | None = None
@@ -209,9 +216,16 @@ class Run:
                 if self._state is None:
                     raise
                 here = self.time(self._position())
-                self._end("error", f"an evaluation failed after t = {here:.6g}: {message_of(error)}")
+                self._end(
+                    "error", f"an evaluation failed after {self.symbol} = {here:.6g}: {message_of(error)}"
+                )
                 return
             yield params
+
+    @property
+    def params(self) -> PyTree[Array]:
+        """θ at the last record."""
+        return self._last
 
     def complete(self) -> "Run":
         """Drives the path to its end."""
@@ -230,7 +244,8 @@ class Run:
         here = self._position()
         if self._is_new(here):
             self._record(here, self.time(here))
-        self._end("interrupted", f"the run was interrupted from the keyboard at t = {self.time(here):.6g}")
+        where = f"{self.symbol} = {self.time(here):.6g}"
+        self._end("interrupted", f"the run was interrupted from the keyboard at {where}")
 
     def _drive(self) -> Iterator[PyTree[Array]]:
         with progress_bar(self.time(self.end), self.progress) as bar:
@@ -264,7 +279,7 @@ class Run:
                 if label is not None:
                     yield self._last
             self.status = "success"
-            self.reason = f"the horizon t = {self.time(self.end):.6g} was reached"
+            self.reason = f"the horizon {self.symbol} = {self.time(self.end):.6g} was reached"
 
     def _advance(self, target: float | int, bar: Any) -> int | None:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
@@ -294,6 +309,7 @@ class Run:
         """Records where the path ends before its horizon, and says why it does."""
         if code == STOPPED:
             here, which = self._locate()
+            self.stopped_by = which
             self._end("stopped", self.stopped_at(here, which))
         else:
             here = self._position()
@@ -308,7 +324,8 @@ class Run:
     def stopped_at(self, here: float | int, which: int) -> str:
         """The reason of a run that the stop condition number `which` ended."""
         stop, level = self.path.watch.stops[which], float(self.path.watch.levels[which])
-        return f"{stop.quantity} reached {level:.6g} at t = {self.time(here):.6g} ({type(stop).__name__})"
+        where = f"{self.symbol} = {self.time(here):.6g}"
+        return f"{stop.quantity} reached {level:.6g} at {where} ({type(stop).__name__})"
 
     def _end(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -336,11 +353,11 @@ class Run:
 
     def _record(self, position: float | int, t: float | None) -> bool:
         """Measures at `position`; records it at time `t`, if that is given and all is finite there."""
-        params, loss, gradient_norm, gradients = self.path.record(self._state, np.asarray(position))
+        params, own, gradients = self.path.record(self._state, np.asarray(position))
         self._gradients += gradients
-        if not np.all(np.isfinite(jax.device_get((loss, gradient_norm)))):
+        if not np.all(np.isfinite(jax.device_get((own["loss"], own["gradient_norm"])))):
             return False
-        self._last, self._final_loss = params, loss
+        self._last, self._final_loss = params, own["loss"]
         if t is None:
             return True
         values, hvps, trusted = {}, 0, {}
@@ -354,7 +371,7 @@ class Run:
             )
         self.t.append(t)
         self._at.append(position)
-        for name, value in {"loss": loss, "gradient_norm": gradient_norm, **values}.items():
+        for name, value in {**own, **values}.items():
             self.records.setdefault(name, []).append(value)
         for name, is_trusted in trusted.items():
             self._doubtful[name] = self._doubtful.get(name, 0) + (1 - is_trusted)
@@ -427,9 +444,12 @@ class Run:
         losses = None
         if self.status in ("success", "stopped"):
             losses = np.append(records["loss"], jax.device_get(self._final_loss))
-        found = doubts(path, self.t, records, losses, self._doubtful)
+        readings = clock_readings(self.t, records)
+        found = doubts(self, self._state, self.t, records, losses, self._doubtful)
         result = Trajectory(
-            t=np.asarray(self.t, dtype=np.float64),
+            s=readings.s,
+            t=readings.t,
+            log_t=readings.log_t,
             records=records,
             model=path.problem.model(self._last),
             models=path.problem.model(_stack(self.saved)) if self.saved else None,
@@ -456,9 +476,28 @@ class Run:
         bar.update(self.time(position) - bar.n)
 
 
+class Readings(NamedTuple):
+    """The clock's own variable, time and its logarithm at the records."""
+
+    s: np.ndarray
+    t: np.ndarray
+    log_t: np.ndarray
+
+
+def clock_readings(s: Sequence[float], records: dict[str, np.ndarray]) -> Readings:
+    """What the clock showed; log t is taken out of the records."""
+    variable = np.asarray(s, dtype=np.float64)
+    with np.errstate(over="ignore", divide="ignore"):
+        if "log_t" not in records:  # plain time
+            return Readings(variable, variable, np.log(variable))
+        log_t = records.pop("log_t").astype(np.float64)
+        return Readings(variable, np.exp(log_t), log_t)
+
+
 def doubts(
-    path: AbstractPath,
-    t: Sequence[float],
+    run: Run,
+    state: PyTree,
+    s: Sequence[float],
     records: Mapping[str, np.ndarray],
     losses: np.ndarray | None,
     doubtful: Mapping[str, Any],
@@ -468,14 +507,15 @@ def doubts(
     `losses` are those of the records and of the end, unless the run failed; `doubtful` says how often each
     doubt of an observable came up.
     """
-    found = [] if losses is None else path.doubts(losses)
+    found = [] if losses is None else run.path.doubts(state, losses)
     for sentence, count in doubtful.items():
         if count:
-            found.append(f"{sentence} ({int(count)} of {len(t)} records)")
+            found.append(f"{sentence} ({int(count)} of {len(s)} records)")
     for name, values in records.items():
         if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
             row = int(np.argwhere(~np.isfinite(values))[0][0])
-            found.append(f"{name} is NaN or infinite in some records, first at t = {t[row]:.6g}")
+            where = f"{run.symbol} = {s[row]:.6g}"
+            found.append(f"{name} is NaN or infinite in some records, first at {where}")
     return found
 
 

@@ -25,18 +25,24 @@ class Trajectory(eqx.Module):
 
     **Attributes:**
 
-    - `t`: flow times of the records, shape (records,). For a descent t = learning_rate · step.
+    - `t`: flow times of the records, shape (records,). For a descent t = learning_rate · step. In a clock
+        that outruns floats it is infinite where `log_t` is not.
+    - `s`: the variable of the run's clock at each record, in which horizon and save times are given; equal to
+        `t` in plain time.
+    - `log_t`: log t at each record, −∞ at t = 0.
     - `records`: dictionary from names to arrays with one row per record; `trajectory["name"]` looks up
-        there. `loss` and `gradient_norm` are always recorded.
+        there. `loss` and `gradient_norm` are always recorded, and `log_loss` in a clock in which the loss
+        may underflow.
     - `model`: the model at the last record.
     - `models`: the model at every record, trainable leaves stacked along a leading axis; `None` unless
         the run was asked for `save_models=True`.
     - `step`: of a descent, the step number k of each record; `None` for a flow.
+    - `switch`: the index of the record at which a run in two phases changed its clock, `None` for others.
     - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
         flow.
     - `status`: "success" (the horizon was reached), "stopped" (a stop condition held), or what went
-        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "error" (an
-        evaluation raised an exception), "interrupted".
+        wrong: "max_steps", "nonfinite", "diverged", "step_underflow", "solver_failure", "clock_failure"
+        (the flow has no way on in this clock), "error" (an evaluation raised an exception), "interrupted".
     - `reason`: one sentence that explains the status.
     - `warnings`: sentences on what may make the result untrustworthy.
     - `stats`: `solver`, `solver_reason` (why it was chosen), `steps` (attempted), `rejected`,
@@ -48,15 +54,18 @@ class Trajectory(eqx.Module):
     **Of an ensemble** (`ensemble=True`) all that differs between members has a leading axis: records have
     shape (members, records, ...), NaN at times that a member had ended before; `model` has the axis as it
     came, `models` has shapes (members, records, ...), `step_loss` (members, steps), and the counts in
-    `stats` are lists of what each member needed. `t` is shared. `status` is "success" if all members reached
-    the horizon, "stopped" if some were stopped, and otherwise that of the first member that failed.
+    `stats` are lists of what each member needed. `s` is shared, and so is `t` in plain time. `status` is
+    "success" if all members reached the horizon, "stopped" if some were stopped, and otherwise that of the
+    first member that failed.
 
     - `statuses`, `reasons`: status and reason of each member; `None` for a single run.
     - `end`: dictionary of the records at the end of each member, wherever that was, shapes (members, ...);
         `end["t"]` is when. `None` for a single run.
     """
 
-    t: Float[np.ndarray, " records"]
+    t: Float[np.ndarray, "*clocks records"]
+    s: Float[np.ndarray, " records"]
+    log_t: Float[np.ndarray, "*clocks records"]
     records: dict[str, Shaped[np.ndarray, "records ..."] | Shaped[np.ndarray, "members records ..."]]
     model: PyTree
     models: PyTree | None
@@ -69,6 +78,7 @@ class Trajectory(eqx.Module):
     statuses: tuple[str, ...] | None = eqx.field(static=True, default=None)
     reasons: tuple[str, ...] | None = eqx.field(static=True, default=None)
     end: dict[str, Shaped[np.ndarray, "members ..."]] | None = None
+    switch: int | None = eqx.field(static=True, default=None)
 
     @property
     def loss(self) -> Float[np.ndarray, "*members records"]:
@@ -79,17 +89,6 @@ class Trajectory(eqx.Module):
     def gradient_norm(self) -> Float[np.ndarray, "*members records"]:
         """‖∇L(θ)‖₂ at each record."""
         return self.records["gradient_norm"]
-
-    @property
-    def s(self) -> Float[np.ndarray, " records"]:
-        """The variable of the run's clock at each record; equal to `t` in plain time."""
-        return self.t
-
-    @property
-    def log_t(self) -> Float[np.ndarray, " records"]:
-        """log t at each record, −∞ at t = 0."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.t)
 
     @property
     def ok(self) -> bool:
@@ -109,8 +108,13 @@ class Trajectory(eqx.Module):
     def __repr__(self) -> str:
         members = "" if self.statuses is None else f" of {len(self.statuses)} members"
         lines = [f"Trajectory{members}: {self.status}: {self.reason}"]
-        if len(self.t):
-            lines.append(f"  t         {self.t[0]:.6g} → {self.t[-1]:.6g}, {len(self.t)} records")
+        if len(self.s):
+            clocks = {"t": self.t}
+            if not np.array_equal(self.s, self.t):
+                clocks = {"s": self.s, "log t": self.log_t}
+            for name, values in clocks.items():
+                lines.append(f"  {name:<9} {_span(values[..., 0])} → {_span(values[..., -1])}")
+            lines[1] += f", {len(self.s)} records"
         for name, values in self.records.items():
             if not values.size:
                 continue
@@ -137,7 +141,7 @@ class Trajectory(eqx.Module):
         written beside `path` and moved there when complete, so that a crash leaves no half of it.
         """
         arrays = {f"records/{name}": values for name, values in self.records.items()}
-        arrays["t"] = self.t
+        arrays |= {"t": self.t, "log_t": self.log_t, "s": self.s}
         for name, array in (("step", self.step), ("step_loss", self.step_loss)):
             if array is not None:
                 arrays[name] = array
@@ -153,6 +157,7 @@ class Trajectory(eqx.Module):
             "reasons": self.reasons,
             "warnings": list(self.warnings),
             "stats": self.stats,
+            "switch": self.switch,
         }
         write_archive(path, "trajectory", header, arrays)
 
@@ -193,6 +198,9 @@ def load(path: str | os.PathLike, like: Callable | PyTree) -> Trajectory:
     statuses, reasons = header.get("statuses"), header.get("reasons")
     return Trajectory(
         t=arrays["t"],
+        s=arrays["s"],
+        log_t=arrays["log_t"],
+        switch=header["switch"],
         records=_under("records/", arrays),
         model=_restore(path, "model", like, arrays),
         models=_restore(path, "models", like, arrays) if has_models else None,

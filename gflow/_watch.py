@@ -19,12 +19,14 @@ class Watch(eqx.Module):
     stops: tuple[AbstractStop, ...]
     levels: Float[Array, " stops"]
     observables: tuple[AbstractObservable, ...]
+    _reserved: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(
         self,
         stop: AbstractStop | Sequence[AbstractStop],
         observables: Sequence[AbstractObservable],
         dtype: np.dtype,
+        reserved: Sequence[str] = RESERVED,
     ):
         stops = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
         known = {item.name: item for item in observables}
@@ -34,8 +36,8 @@ class Watch(eqx.Module):
                     "stop must be one or several conditions of gflow.stop, but holds a "
                     f"{type(item).__name__}; for example stop=gflow.stop.LossBelow(1e-3)."
                 )
-            if item.quantity not in known and item.quantity not in RESERVED:
-                names = ", ".join((*RESERVED, *known))
+            if item.quantity not in known and item.quantity not in reserved:
+                names = ", ".join((*reserved, *known))
                 raise ValueError(
                     f"stop names the quantity {item.quantity!r}, which is not recorded; this run has "
                     f"{names}. Add it with observe=."
@@ -44,14 +46,17 @@ class Watch(eqx.Module):
         # the levels travel as an array, so that another level compiles nothing
         self.stops = tuple(eqx.tree_at(lambda s: s.level, item, None) for item in stops)
         self.observables = tuple(known[s.quantity] for s in stops if s.quantity in known)
+        self._reserved = tuple(reserved)
 
     def __bool__(self) -> bool:
         return bool(self.stops)
 
-    def start(self, problem: Problem, params: PyTree) -> tuple[Float[Array, " stops"], PyTree]:
+    def start(
+        self, problem: Problem, params: PyTree, known: Mapping[str, Array] | None = None
+    ) -> tuple[Float[Array, " stops"], PyTree]:
         """The side of its level on which each quantity starts, and the observables' states."""
         states = tuple(item.init(problem, params) for item in self.observables)
-        values, states, _ = self._values(problem, params, states)
+        values, states, _ = self._values(problem, params, states, known)
         sides = [
             item.side(value, level)
             for item, value, level in zip(self.stops, values, self.levels, strict=True)
@@ -68,14 +73,14 @@ class Watch(eqx.Module):
     ) -> tuple[Float[Array, " stops"], PyTree, Int[Array, ""]]:
         """How far each quantity is on its side of the level (≤ 0: the condition holds).
 
-        Loss and gradient norm are not evaluated if they are `known`.
+        What is `known`, such as loss and gradient norm, is not evaluated.
         """
         values, states, hvps = self._values(problem, params, states, known)
         return sides * (values - self.levels), states, hvps
 
     def gradients(self) -> int:
         """Gradients that one evaluation takes; a loss alone is counted as one as well."""
-        return int(any(item.quantity in RESERVED for item in self.stops))
+        return int(any(item.quantity in self._reserved for item in self.stops))
 
     def _values(self, problem, params, states, known: Mapping[str, Array] | None = None):
         found = dict(known or {})

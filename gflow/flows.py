@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from gflow import _tree
 from gflow._numbers import Real, is_number
 from gflow._problem import Problem
 
@@ -19,7 +20,13 @@ __all__ = ["AbstractFlow", "GradientFlow", "MirrorFlow", "WeightDecay"]
 
 
 class AbstractFlow(eqx.Module):
-    """A vector field dθ/dt = F(t, θ) on the parameters of a problem."""
+    """A vector field dθ/dt = F(t, θ) on the parameters of a problem.
+
+    A subclass may set the class attribute `descends`: F = −A(θ) ∇L(θ) with a positive definite A(θ), so that
+    the loss falls, and the path is the same for any increasing function of L.
+    """
+
+    descends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def vector_field(self, problem: Problem, t: Array, params: PyTree[Array]) -> PyTree[Array]:
@@ -36,6 +43,8 @@ class AbstractFlow(eqx.Module):
 
 class GradientFlow(AbstractFlow):
     """Gradient flow, dθ/dt = −∇L(θ): steepest descent with an infinitely small step."""
+
+    descends: ClassVar[bool] = True
 
     def vector_field(self, problem, t, params):
         """−∇L(θ)."""
@@ -57,7 +66,7 @@ class WeightDecay(AbstractFlow):
 
     def __check_init__(self):
         valid = is_number(self.strength)
-        if valid and not isinstance(self.strength, jax.core.Tracer):
+        if valid and not _tree.is_traced(self.strength):
             valid = 0 <= float(self.strength) < float("inf")
         if not valid:
             raise ValueError(
@@ -89,6 +98,8 @@ class MirrorFlow(AbstractFlow):
         S. Gunasekar, J. Lee, D. Soudry and N. Srebro. Characterizing Implicit Bias in Terms of Optimization
         Geometry. ICML 2018. [arXiv:1802.08246](https://arxiv.org/abs/1802.08246)
     """
+
+    descends: ClassVar[bool] = True
 
     potential: Callable[[Any], Float[Array, ""]]
 

@@ -99,7 +99,7 @@ class Sharpness(AbstractObservable):
     - `k`: how many eigenvalues. The record is a scalar for k = 1 and has shape (k,), in descending
         order, otherwise.
     - `rtol`: the relative error of the eigenvalues, as estimated from residual and gap; by default 1e-6 in
-        float64 and 1e-4 in float32.
+        float64 and 1e-5 in float32.
     - `max_hvps`: the most Hessian-vector products for one record; by default 1000 + 100 k.
 
     Records `sharpness`; `sharpness_residual`, the residual ‖Hv − λv‖ that was reached; and

@@ -23,7 +23,8 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"losses"}, {"_tree"}),  # per-example losses and their mean
     ({"_problem"}, "above"),  # the surface L(θ); all checks of model, data and loss
     ({"curvature"}, "above"),  # Hessian operator, eigenpairs, spectrum
-    ({"flows", "clocks"}, "above"),  # vector fields and clocks, as diffrax terms
+    ({"flows"}, "above"),  # vector fields, as diffrax terms
+    ({"clocks"}, "above"),  # the variables in which their paths are traversed
     ({"solvers"}, "above"),  # diffrax solvers made for gradient flow
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
@@ -35,6 +36,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_ensemble"}, "above"),  # many members at once
+    ({"_two_phase"}, "above"),  # one run after the other
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data

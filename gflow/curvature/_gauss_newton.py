@@ -40,7 +40,7 @@ def gauss_newton(problem: Problem, params: PyTree[Array] | None = None) -> lx.Fu
     return symmetric(jtu.Partial(_product, problem, params), params)
 
 
-def functional_hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.AddLinearOperator:
+def functional_hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.AbstractLinearOperator:
     """What the Gauss-Newton matrix leaves of the Hessian, F = ∇²L − G, as a symmetric lineax operator.
 
     F = (1/n) Σᵢₖ (∂ℓ/∂fₖ)(xᵢ) ∇²fₖ(xᵢ; θ): it vanishes for a model that is linear in its parameters, and
@@ -52,6 +52,9 @@ def functional_hessian(problem: Problem, params: PyTree[Array] | None = None) ->
 
 
 def _product(problem: Problem, params: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
+    loss = problem.loss
+    assert isinstance(loss, losses.AbstractLoss)
+
     def of_chunk(data):
         x, y = data
 
@@ -59,7 +62,7 @@ def _product(problem: Problem, params: PyTree[Array], v: PyTree[Array]) -> PyTre
             return jax.vmap(problem.model(p))(x)
 
         def loss_of(outputs):
-            return jnp.mean(jax.vmap(problem.loss.per_example)(outputs, y))
+            return jnp.mean(jax.vmap(loss.per_example)(outputs, y))
 
         outputs, pull_back = jax.vjp(outputs_of, params)
         tangents = jax.jvp(outputs_of, (params,), (v,))[1]

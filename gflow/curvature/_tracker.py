@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree
 from gflow._problem import Problem
-from gflow.curvature._eigenpairs import default_hvps, default_rtol
+from gflow.curvature._eigenpairs import default_hvps
 from gflow.curvature._lanczos import Eigenpairs, lanczos, orthogonalise, warm_start
 
-# Records that the next one is predicted from. Measured at the edge of stability: three take half
-# the HVPs of one, since they span the oscillation; four save nothing more.
-_RECORDS = 3
-_DAMPING = 1e-2  # of the fit in parameter space; less amplifies the errors of the eigenvectors
+# Records that the next one is predicted from. Measured at the edge of stability: three take half the HVPs of
+# one, since they span the oscillation; four with less damping a tenth less than three.
+_RECORDS = 4
+_DAMPING = 1e-3  # of the fit in parameter space; less amplifies the errors of the eigenvectors
 # A check by Lanczos iterations from a partly random vector is due when ten times its HVPs have been
 # spent since the last one, so that checks take an eleventh of all.
 _CHECK = 10
@@ -98,7 +98,7 @@ def follow(
 ) -> tuple[Eigenpairs, Track]:
     """The k largest eigenpairs of ∇²L(θ) at the next record of a path, and the track from there.
 
-    The eigenvectors are predicted from the last three records: if θ ≈ Σ cᵢ θᵢ with Σ cᵢ = 1 fits best,
+    The eigenvectors are predicted from the last four records: if θ ≈ Σ cᵢ θᵢ with Σ cᵢ = 1 fits best,
     then V ≈ Σ cᵢ Vᵢ. This holds on a smooth path, at records unevenly spaced, and on the two-cycle of
     the edge of stability alike, and takes no Hessian-vector product. A Rayleigh-Ritz step on the
     prediction follows; the (k+1)-th eigenvector and the residuals of the worst pairs join the space
@@ -116,7 +116,7 @@ def follow(
     - `problem`, `params`: the loss surface and where on it.
     - `track`: of the records before, for the same k; [`gflow.curvature.start_track`][] for the first.
     - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-6 in float64 and
-        1e-4 in float32.
+        1e-5 in float32.
     - `max_hvps`: the most Hessian-vector products to spend; by default 1000 + 100 k.
 
     **Returns:** [`gflow.curvature.Eigenpairs`][], with vectors like the parameters and the HVPs of this
@@ -127,7 +127,7 @@ def follow(
     """
     theta, unravel = ravel_pytree(params)
     dtype = theta.dtype
-    rtol = default_rtol(dtype) if rtol is None else rtol
+    rtol = (1e-6 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     max_hvps = default_hvps(k) if max_hvps is None else max_hvps
 
     def matvec(v):

@@ -7,12 +7,14 @@ stabilised or exponential one about its square root. All of these also work in `
 from gflow.solvers._abstract import AbstractFlowSolver
 from gflow.solvers._choice import Choice, choose
 from gflow.solvers._controller import Predictive
+from gflow.solvers._dense import EXPRB43
 from gflow.solvers._exprb import EXPRB32
 from gflow.solvers._implicit import matrix_free
 from gflow.solvers._rkc import RKC2, RKC3
 
 __all__ = [
     "EXPRB32",
+    "EXPRB43",
     "RKC2",
     "RKC3",
     "AbstractFlowSolver",

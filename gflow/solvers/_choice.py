@@ -5,11 +5,18 @@ from typing import NamedTuple
 import diffrax as dfx
 
 from gflow._problem import Problem
+from gflow.clocks import AbstractClock, LogLoss, Time
+from gflow.solvers._dense import EXPRB43
+from gflow.solvers._exprb import EXPRB32
 from gflow.solvers._kinks import has_kinks
-from gflow.solvers._rkc import RKC3
+from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
-_TIGHT = 1e-6
+_LARGE = 1_000_000  # parameters, of which EXPRB32 keeps 40 copies
+_LOOSE, _TIGHT = 1e-3, 1e-6
+# Of EXPRB32, in units of what the relative tolerance asks for: more would blur a tiny start.
+_MOST_BLUR = 3.0
+_DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
@@ -19,8 +26,10 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(problem: Problem, rtol: float, *, symmetric: bool) -> Choice:
-    """The solver for a flow of `problem` to the relative tolerance `rtol`.
+def choose(
+    problem: Problem, rtol: float, *, atol: float = 1e-7, symmetric: bool, clock: AbstractClock | None = None
+) -> Choice:
+    r"""The solver for a flow of `problem` to the tolerances `rtol` and `atol`.
 
     [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
     `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it
@@ -29,11 +38,16 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool) -> Choice:
     high order that feels them makes the steps tiny.
 
     The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
-    out of a saddle. Where there is none RKC3 loses little, and it preserves what exact evaluations of the
-    gradient preserve, such as signs and zeros of diagonal networks;
-    [`EXPRB32`][gflow.solvers.EXPRB32] does not, and on enormous horizons it needs several times as many
-    gradients; so it is never chosen unasked, although it needs half as many where eigenvalues stand apart.
+    out of a saddle. Where there is none gflow's solvers lose little.
+
+    In a `clock` other than plain time the horizon is many thousand times the fastest time scale:
+    [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
     """
+    if not isinstance(clock, Time | None) and problem.dtype.itemsize >= 4:
+        if problem.size <= _DENSE:
+            solver = EXPRB43(symmetric=symmetric and isinstance(clock, LogLoss))
+            return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")
+        return Choice(RKC2(), "stabilised, because the long horizon of this clock makes it stiff")
     if not symmetric:
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
     if problem.dtype.itemsize < 4:

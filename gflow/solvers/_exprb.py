@@ -1,7 +1,7 @@
 """An exponential Rosenbrock solver whose functions of the Jacobian come from Lanczos."""
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -50,17 +50,17 @@ def _apply(basis: Vector, c) -> Vector:
     return jtu.tree_map(lambda v: jnp.tensordot(c.astype(v.dtype), v, axes=1), basis)
 
 
-def _project(basis: Vector, x: Vector):
+def _project(basis: Vector, x: Vector) -> Array:
     """Inner products with the basis vectors."""
     parts = jtu.tree_map(lambda v, y: v.reshape(v.shape[0], -1) @ y.reshape(-1), basis, x)
     first, *others = jtu.tree_leaves(parts)
-    return sum(others, first)
+    return functools.reduce(jnp.add, others, first)
 
 
 def _leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
     """`function(n)` with an `n` of at least `size`, but not much larger."""
     sizes = [n for n in (8, 16) if n < most] + [most]
-    branches = [partial(function, n) for n in sizes]
+    branches = [functools.partial(function, n) for n in sizes]
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), branches)
 
 

@@ -1,4 +1,4 @@
-"""The functions phi_k of exponential integrators, of numbers and of small symmetric matrices.
+"""The functions phi_k of exponential integrators, of numbers and of small matrices.
 
 `phi_0 = exp`, `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`, `phi_k(0) = 1/k!`.
 """
@@ -59,3 +59,30 @@ def _matrix_phi_jvp(primals, tangents):
         out.append(vectors @ inner @ vectors.T)
     primal = jnp.einsum("im,km,jm->kij", vectors, phis[1:5], vectors)
     return primal, jnp.stack(out)
+
+
+def general_phi(a):
+    """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
+
+    With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and
+    then `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
+    """
+    one = jnp.eye(a.shape[0], dtype=a.dtype)
+    size = jnp.max(jnp.sum(jnp.abs(a), axis=0))
+    exponent = jnp.ceil(jnp.log2(jnp.where(jnp.isfinite(size), jnp.maximum(size, 0.5), 0.5))) + 1
+    small = a * 2.0**-exponent
+    last = one / factorial(16)
+    for j in range(15, 3, -1):  # Horner's scheme for phi_4
+        last = one / factorial(j) + small @ last
+    phis = [last]
+    for k in range(3, -1, -1):
+        phis.insert(0, one / factorial(k) + small @ phis[0])
+
+    def double(_, phis):
+        sums = [
+            sum((phis[j] / factorial(k - j) for j in range(1, k + 1)), jnp.zeros_like(a)) for k in range(1, 5)
+        ]
+        later = [(phis[0] @ phis[k] + sums[k - 1]) / 2**k for k in range(1, 5)]
+        return jnp.stack([phis[0] @ phis[0], *later])
+
+    return jax.lax.fori_loop(0, exponent.astype(int), double, jnp.stack(phis))[1:]

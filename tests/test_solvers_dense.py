@@ -1,0 +1,74 @@
+"""The exponential solver with a dense Jacobian: against scipy and closed forms."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from systems import counting, tanh_network
+
+import gflow
+from gflow.solvers import EXPRB43
+from gflow.solvers._phi import general_phi
+
+
+def solve(field, y0, t1, solver, dt0=None, rtol=1e-6):
+    controller = diffrax.PIDController(rtol=rtol, atol=rtol * 1e-3)
+    if dt0 is not None:
+        controller = diffrax.ConstantStepSize()
+    term = diffrax.ODETerm(lambda t, y, args: field(t, y))
+    return diffrax.diffeqsolve(
+        term, solver, 0.0, t1, dt0 or 0.01, y0, stepsize_controller=controller, max_steps=100_000
+    )
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_phi_of_matrices_that_are_not_symmetric(size):
+    random = np.random.default_rng(0)
+    a = random.normal(size=(5, 5))
+    a = size * (a - 4 * np.eye(5))
+    # phi_k is a block of the exponential of a matrix with ones beside it
+    big = np.zeros((25, 25))
+    big[:5, :5] = a
+    for k in range(4):
+        big[5 * k : 5 * k + 5, 5 * k + 5 : 5 * k + 10] = np.eye(5)
+    exact = scipy.linalg.expm(big)[:5]
+    for k, phi in enumerate(general_phi(jnp.asarray(a)), start=1):
+        block = exact[:, 5 * k : 5 * k + 5]
+        np.testing.assert_allclose(phi, block, atol=1e-11 * np.abs(block).max())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_linear_problems_are_solved_exactly(symmetric):
+    random = np.random.default_rng(1)
+    a = random.normal(size=(6, 6))
+    a = -100 * (a @ a.T) + (0 if symmetric else 1) * random.normal(size=(6, 6))
+    start = random.normal(size=6)
+    found = solve(lambda t, y: jnp.asarray(a) @ y, jnp.asarray(start), 1.0, EXPRB43(symmetric), dt0=0.5)
+    np.testing.assert_allclose(found.ys[0], scipy.linalg.expm(a) @ start, atol=1e-10)
+
+
+def test_it_has_order_four_also_where_the_field_depends_on_time():
+    # y' = cos(t) y² and z' = -z + y, with y = 1 / (2 - sin t)
+    field = lambda t, y: {"y": jnp.cos(t) * y["y"] ** 2, "z": jnp.array([2 * jnp.cos(y["y"])])}
+    start = {"y": jnp.array(0.5), "z": jnp.zeros(1)}
+    errors = []
+    for dt in (0.2, 0.1, 0.05):
+        found = solve(field, start, 1.0, EXPRB43(), dt0=dt)
+        errors.append(abs(float(found.ys["y"][0]) - 1 / (2 - np.sin(1.0))))
+    orders = np.log2(np.array(errors)[:-1] / errors[1:])
+    assert np.all(orders > 3.6) and errors[-1] < 1e-6
+
+
+def test_gradients_and_products_are_counted():
+    loss, counted = counting(gflow.losses.Squared())
+    network = tanh_network(sizes=(2, 3, 1))
+    traj = gflow.integrate(*network, 20.0, loss=loss, solver=EXPRB43(symmetric=True), save_at=3)
+    jax.effects_barrier()
+    size = sum(leaf.size for leaf in jax.tree.leaves(network[0]) if hasattr(leaf, "size"))
+    assert traj.stats["hvps"] == size * traj.stats["steps"]
+    # the products make gradients as well, which the counter sees as one for each step: they are batched
+    assert traj.stats["gradients"] <= counted[0] <= traj.stats["gradients"] + 2 * traj.stats["steps"]
+    exact = gflow.integrate(*network, 20.0, solver=diffrax.Dopri8(), rtol=1e-11, atol=1e-13, save_at=2)
+    assert traj.loss[-1] == pytest.approx(exact.loss[-1], rel=1e-3)
