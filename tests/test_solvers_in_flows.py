@@ -92,8 +92,10 @@ def test_the_choice_is_told_and_can_be_overruled():
     named = gflow.integrate(*network, 0.1, solver=diffrax.Heun(), save_at=2)
     assert named.stats["solver"] == "Heun" and named.stats["solver_reason"] == "named by the user"
     problem = gflow.Problem(*tanh_network(sizes=(3, 200, 1)))
+    choose = gflow.solvers.choose
     for rtol, symmetric in ((1e-7, True), (1e-3, False)):
-        assert type(gflow.solvers.choose(problem, rtol, symmetric=symmetric).solver) is diffrax.Tsit5
+        assert type(choose(problem, rtol, symmetric=symmetric).solver) is diffrax.Tsit5
+    assert type(choose(problem, 1e-3, symmetric=True).solver) is gflow.solvers.RKC3
 
 
 SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]

@@ -81,7 +81,7 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
         rest = la.sub(w, _apply(vectors, a))
         again = _project(vectors, rest)  # twice is enough
         rest = la.sub(rest, _apply(vectors, again))
-        return jnp.zeros((most,), la.real_dtype(w)).at[:n].set(a + again), rest
+        return jnp.zeros((most,), a.dtype).at[:n].set(a + again), rest
 
     return _leading(block, most, size)
 
