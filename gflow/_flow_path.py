@@ -341,15 +341,23 @@ class FlowPath(AbstractPath):
         return None
 
     def doubts(self, state, losses):
-        """Gradient flow never climbs, and doesn't halt before data that can be separated are."""
+        """Of a start that `atol` swamps, of a loss that climbs, of one that halts before the data are separated."""
+        found = []
+        atol, start = getattr(self.controller, "atol", None), self.problem.params
+        if atol is not None:
+            scale = float(_tree.norm(start)) / self.problem.size**0.5
+            if 0 < scale < 10 * float(atol):
+                found.append(
+                    f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the start, "
+                    "whose errors it ignores; use one a hundred times smaller than that"
+                )
         allowed = 1e-2 * np.abs(losses[:-1]) + 1e-4 * np.abs(losses[0])  # errors at the bottom are no rise
         rise = np.max(np.diff(losses) - allowed, initial=-np.inf)
-        found = []
         if isinstance(self.flow, GradientFlow) and rise > 0:
-            found = [
+            found.append(
                 "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
                 "steps were too long to follow it; use a smaller rtol and atol, or a shorter dt0"
-            ]
+            )
         if state.mark is not None and clocks.halts(self.problem, state.mark):
             found.append(
                 f"the loss does not tend to 0 but stays at {float(losses[-1]):.6g}, with some example on the "

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gflow"
 
 # Every room, with what it may import of gflow: "above" is all rooms higher up in this list.
-CORE = {"_tree", "losses", "_problem"}
+CORE = {"_tree", "_numbers", "losses", "_problem"}
 ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_tree", "_numbers"}, set()),  # PyTree vector algebra
     ({"losses"}, {"_tree"}),  # per-example losses and their mean

@@ -391,3 +391,12 @@ def _overdetermined(x, y, start, t):
     eigenvalues, u = np.linalg.eigh(gram)
     fit = np.linalg.solve(gram, x.T @ y / len(x))
     return fit + u @ (np.exp(-eigenvalues * t) * (u.T @ (start - fit)))
+
+
+def test_a_tolerance_that_hides_a_tiny_start_is_flagged():
+    model = gflow.models.Diagonal.constant(2, 1e-7, signed=False)
+    data = np.eye(2), np.array([2.0, 1.0])
+    with pytest.warns(UserWarning, match="not far below the scale"):
+        traj = gflow.integrate(model, data, 40.0)
+    assert len(traj.warnings) == 1
+    assert not gflow.integrate(model, data, 40.0, atol=1e-10).warnings

@@ -143,5 +143,38 @@ def test_the_toy_model_follows_its_closed_form():
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="depth must be"):
         models.Diagonal.constant(3, 0.1, 0)
+    for make in (
+        lambda scale: models.Diagonal.constant(3, scale),
+        lambda scale: models.DeepLinear.identity(3, 2, scale),
+        lambda scale: models.DeepLinear.normal((3, 1), scale, key=KEY),
+        lambda scale: models.Convolutional.normal(3, 2, scale, key=KEY),
+        lambda scale: models.Factorisation.identity(3, 2, scale),
+        lambda scale: models.Factorisation.normal(3, 2, scale, key=KEY),
+        lambda scale: models.SymmetricFactorisation.identity(3, scale),
+        lambda scale: models.SymmetricFactorisation.normal(3, scale, key=KEY),
+        lambda scale: models.Quadratic.orthogonal(3, scale, key=KEY),
+        lambda scale: models.TwoLayer.balanced(3, 2, scale, key=KEY),
+    ):
+        for scale in (0.0, -0.1, np.inf, np.nan):
+            with pytest.raises(ValueError, match="must be a positive finite scale"):
+                make(scale)
+    for make in (
+        lambda depth: models.DeepLinear.identity(3, depth, 0.1),
+        lambda depth: models.Factorisation.normal(3, depth, 0.1, key=KEY),
+        lambda depth: models.Convolutional.normal(3, depth, 0.1, key=KEY),
+    ):
+        with pytest.raises(ValueError, match="depth must be"):
+            make(0)
+    for sizes in ((3,), (3, 0)):
+        with pytest.raises(ValueError, match="sizes must"):
+            models.DeepLinear.normal(sizes, 0.1, key=KEY)
     with pytest.raises(ValueError, match="slope must be"):
         models.TwoLayer(jnp.ones((2, 2)), jnp.ones(2), -0.1)
+
+
+def test_an_entry_that_is_not_there_is_no_entry():
+    model = models.Factorisation.identity(3, 2, 0.1)
+    assert np.isnan(model(jnp.array([0, 3]))) and np.isnan(model(jnp.array([5, 0])))
+    indices, values = np.array([[0, 1], [3, 0]]), np.ones(2)
+    with pytest.raises(ValueError, match="NaN|finite"):
+        gflow.integrate(model, (indices, values), 1.0)

@@ -68,8 +68,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].set_ylabel(r"$\sigma_i/\sigma_i^*$ (dots: closed form)")
 
     return Entry(
-        "A product of N weights learns its targets along closed forms, the steeper one after the other the "
-        "deeper it is.",
+        "A product of N weights learns its targets along closed forms, the steeper one after the "
+        "other the deeper it is.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

@@ -80,8 +80,9 @@ def run(quick: bool) -> Entry:
         ratios.legend()
 
     return Entry(
-        "Gradient descent on the toy model rises to σ* without overshoot iff ησ* ≤ 1 at depth 2, is stable iff "
-        "ησ*^{2−2/N} < 2, and has the flow's thresholds of incremental learning as η → 0.",
+        "Gradient descent on the toy model rises to σ* without overshoot iff ησ* ≤ 1 at depth 2, is"
+        " stable iff ησ*^{2−2/N} < 2, and has the flow's thresholds of incremental learning as η → "
+        "0.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

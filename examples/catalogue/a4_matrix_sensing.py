@@ -1,4 +1,4 @@
-"""A4: deep matrix factorisations learn singular values one by one, and recover low rank from few measurements."""
+"""A4: deep matrix factorisations learn singular values one by one, and recover low rank."""
 
 import jax
 import jax.numpy as jnp
@@ -93,8 +93,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].set_ylabel("largest singular values")
 
     return Entry(
-        "A deep matrix factorisation from a small start learns the singular values one by one, and so recovers a "
-        "matrix of low rank from fewer measurements than entries; depth 1 does not.",
+        "A deep matrix factorisation from a small start learns the singular values one by one, and "
+        "so recovers a matrix of low rank from fewer measurements than entries; depth 1 does not.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

@@ -88,8 +88,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].set_ylabel("largest eigenvalues")
 
     return Entry(
-        "The eigenvalues of a quadratic network are learned one by one, and separated cleanly if a bias takes away "
-        "the common part of the error.",
+        "The eigenvalues of a quadratic network are learned one by one, and separated cleanly if a "
+        "bias takes away the common part of the error.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

@@ -55,8 +55,8 @@ def run(quick: bool) -> Entry:
         right.set(xlabel="depth", ylabel="cosine to the truth")
 
     return Entry(
-        "Stopped at the same loss, a deeper diagonal network has learned the few features that matter, and hardly "
-        "any others.",
+        "Stopped at the same loss, a deeper diagonal network has learned the few features that "
+        "matter, and hardly any others.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

@@ -66,8 +66,8 @@ def run(quick: bool) -> Entry:
         figure.axes[0].set_ylabel(r"$\beta_i$ that ever exceed 0.1")
 
     return Entry(
-        "From a small start a diagonal network of depth 3 takes up the coordinates that orthogonal matching pursuit "
-        "selects, one by one and hardly any others.",
+        "From a small start a diagonal network of depth 3 takes up the coordinates that orthogonal "
+        "matching pursuit selects, one by one and hardly any others.",
         "Gissin, Shalev-Shwartz and Daniely, ICLR 2020, arXiv:1909.12051",
         checks,
         draw,

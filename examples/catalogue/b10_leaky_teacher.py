@@ -1,5 +1,6 @@
 """B10: leaky ReLU networks with a linear teacher gather their neurons in two directions."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ def run(quick: bool) -> Entry:
     flows, cosines, wrong = [], [], []
     for seed in SEEDS:
         model = network(seed, 20)
-        first = gflow.models.TwoLayer(True, False, model.slope)
+        first = eqx.tree_at(lambda m: m.w, jax.tree.map(lambda _: False, model), True)
         observe = {"w": lambda model, _: model.w}
         flow = follow_by_euler(
             model,
@@ -56,8 +57,8 @@ def run(quick: bool) -> Entry:
         right.legend()
 
     return Entry(
-        "With a linear teacher the neurons of a small leaky ReLU network gather in two directions, one for each "
-        "sign of the second layer, and its decisions are nearly those of a linear classifier.",
+        "With a linear teacher the neurons of a small leaky ReLU network gather in two directions, one for "
+        "each sign of the second layer, and its decisions are nearly those of a linear classifier.",
         "Sarussi, Brutzkus and Globerson, ICML 2021, arXiv:2101.02533",
         [
             above("cosine of two neurons of a cluster, least", np.min(cosines), 0.999),

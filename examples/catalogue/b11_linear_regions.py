@@ -38,8 +38,8 @@ def run(quick: bool) -> Entry:
         right.legend(fontsize=8)
 
     return Entry(
-        "A univariate ReLU network of any width learns three intervals with a few linear pieces only: its hundred "
-        "neurons have their kinks in the same few places.",
+        "A univariate ReLU network of any width learns three intervals with a few linear pieces only: its "
+        "hundred neurons have their kinks in the same few places.",
         "Safran, Vardi and Lee, NeurIPS 2022, arXiv:2205.09072",
         [below("kinks, merged within 0.05", worst(kinks for _, kinks in runs.values()), 4)],
         draw,

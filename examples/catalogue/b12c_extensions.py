@@ -101,7 +101,10 @@ def run(quick: bool) -> Entry:
         for name, data in sets.items()
         for order in (1, np.inf)
     }
-    random_ends = {key: r[-1] for key, (_, r) in paths.items() if key[0].startswith("random")}
+    ends = {key: ratio[-1] for key, (_, ratio) in paths.items()}
+    # the ℓ₁ margins of wine and digits converge too slowly for a bound: see the picture
+    coordinate = min(r for (name, p), r in ends.items() if p == 1 and name not in ("wine", "digits"))
+    sign = min(r for (_, p), r in ends.items() if p == np.inf)
 
     small = (SMALL, np.ones(5))
     times = np.array([0.0, 1e3, 1e4])
@@ -115,12 +118,14 @@ def run(quick: bool) -> Entry:
     stochastic = []
     for seed in SEEDS:
         x, y = sets[f"random {seed}"]
+        distances = []
         for minibatch in (None, 1):
             path = gflow.descend(
                 linear(2), (x, y), 0.5, steps if quick else 4 * steps, loss=Logistic(), save_every=steps,
                 observe=W, minibatch=minibatch, key=None if minibatch is None else jax.random.key(seed),
             )  # fmt: skip
-            stochastic.append(direction_distance(path["w"][-1, 0], max_margin(y[:, None] * x)))
+            distances.append(direction_distance(path["w"][-1, 0], max_margin(y[:, None] * x)))
+        stochastic.append(abs(distances[1] / distances[0] - 1))
 
     def draw(figure):
         for axes, order in zip(figure.subplots(1, 2), (1, np.inf), strict=True):
@@ -130,11 +135,13 @@ def run(quick: bool) -> Entry:
             norm = "1" if order == 1 else r"\infty"
             axes.set(xlabel="step k", ylabel=rf"$1-$ margin in $\|w\|_{{{norm}}}$ over the largest")
             axes.set_title("coordinate descent" if order == 1 else "sign descent", fontsize=10)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper right", ncols=2)
+        axes.set_ylim(1e-4, 1)
 
     return Entry(
-        "Several classes go to the multiclass separator, steepest descent to the largest margin in its own norm, "
-        "plain and stochastic descent to the ℓ₂ separator; a loss with a polynomial tail does not go there.",
+        "Several classes go to the multiclass separator, steepest descent to the largest margin in its own "
+        "norm, stochastic descent to the ℓ₂ separator as fast as plain descent; a loss with a polynomial "
+        "tail goes elsewhere.",
         "Soudry et al., JMLR 2018, arXiv:1710.10345; Gunasekar, Lee, Soudry and Srebro, ICML 2018, "
         "arXiv:1802.08246; Nacson, Srebro and Soudry, AISTATS 2019, arXiv:1806.01796",
         [
@@ -144,19 +151,15 @@ def run(quick: bool) -> Entry:
                 1e-3,
             ),
             below("the same of the increments of w", worst(multiclass[:, 1]), 1e-8),
-            *(
-                above(
-                    f"{what}: margin over the largest after 1e5 steps, random data, least",
-                    min(r for (_, p), r in random_ends.items() if p == order),
-                    0.97,
-                )
-                for what, order in (("coordinate descent", 1), ("sign descent", np.inf))
-            ),
+            above("coordinate descent: ℓ₁ margin over the largest after 1e5 steps, least", coordinate, 0.97),
+            above("sign descent: ℓ∞ margin over the largest after 1e5 steps, least", sign, 0.97),
             below("exponential tail: distance to the separator at τ = 1e4", tail["exp"][1], 1e-5),
             above("polynomial tail: the same", tail["polynomial"][1], 5e-3),
             below("polynomial tail: its change since τ = 1e3", abs(np.diff(tail["polynomial"])[0]), 1e-3),
             below(
-                "plain and stochastic descent, η = 1/2: distance to the separator", worst(stochastic), 5e-3
+                "stochastic descent, η = 1/2: distance to the separator, relative to that of descent, less 1",
+                worst(stochastic),
+                1e-2,
             ),
         ],
         draw,

@@ -1,4 +1,4 @@
-"""B13: flow, descent and mirror flow of a linear regression end at the closest solution, each in its geometry."""
+"""B13: flow, descent and mirror flow of a linear regression end at the closest solution."""
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,9 @@ def run(quick: bool) -> Entry:
         axes.set(xlabel="t", ylabel="$w_i$ (dots: closed form)", xlim=(0, 4))
 
     return Entry(
-        "On a linear regression gradient flow, gradient descent and stochastic gradient descent end at the solution "
-        "closest to the start in the ℓ₂ norm, and mirror flow at the closest in its Bregman divergence.",
+        "On a linear regression gradient flow, gradient descent and stochastic gradient descent end"
+        " at the solution closest to the start in the ℓ₂ norm, and mirror flow at the closest in "
+        "its Bregman divergence.",
         "Gunasekar, Lee, Soudry and Srebro, ICML 2018, arXiv:1802.08246",
         checks,
         draw,

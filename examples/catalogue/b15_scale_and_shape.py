@@ -1,4 +1,4 @@
-"""B15: beside the scale of the start, its shape decides which solution the flow of a diagonal network chooses."""
+"""B15: beside the scale of the start, its shape decides which solution the flow chooses."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +48,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "With layers of their own, a diagonal network's limit depends on u₀² + v₀² and not on u₀v₀: imbalance leads "
-        "to the kernel regime as a large scale does.",
+        "With layers of their own, a diagonal network's limit depends on u₀² + v₀² and not on u₀v₀:"
+        " imbalance leads to the kernel regime as a large scale does.",
         "Azulay et al., ICML 2021, arXiv:2102.09769",
         checks,
         draw,

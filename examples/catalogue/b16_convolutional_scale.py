@@ -12,7 +12,7 @@ SCALES = (10.0, 1.0, 0.1, 0.01, 0.001)
 
 
 def run(quick: bool) -> Entry:
-    """Limits from u₁ = αe₁, u₂ = 0: of one example in closed form, of generic ones in norm, on three seeds."""
+    """Limits from u₁ = αe₁, u₂ = 0: of one example in closed form, of generic ones in norm."""
     starts = [gflow.models.Convolutional(jnp.zeros((2, 12)).at[0, 0].set(alpha)) for alpha in SCALES]
     norm = lambda w: float(gflow.bias.frequency_norm(w))
     kernel, exact, single, generic = 0.0, 0.0, [], []
@@ -53,8 +53,9 @@ def run(quick: bool) -> Entry:
         axes.legend(fontsize=7)
 
     return Entry(
-        "A linear convolutional network goes to the smallest ℓ₂ norm from a large start, and from a small one "
-        "towards the smallest ℓ₁ norm of the spectrum if the data decouple in frequency, as a single example does.",
+        "A linear convolutional network goes to the smallest ℓ₂ norm from a large start, and from a"
+        " small one towards the smallest ℓ₁ norm of the spectrum if the data decouple in frequency,"
+        " as a single example does.",
         "Yun, Krishnan and Mobahi, ICLR 2021, arXiv:2010.02501",
         checks,
         draw,

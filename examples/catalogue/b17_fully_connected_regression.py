@@ -47,8 +47,8 @@ def run(quick: bool) -> Entry:
         axes.legend(fontsize=7)
 
     return Entry(
-        "From a small start a deep linear network ends near the solution of smallest ℓ₂ norm, at a distance "
-        "proportional to the scale, with layers of rank one.",
+        "From a small start a deep linear network ends near the solution of smallest ℓ₂ norm, at a "
+        "distance proportional to the scale, with layers of rank one.",
         "Azulay et al., ICML 2021, arXiv:2102.09769; Yun, Krishnan and Mobahi, ICLR 2021, arXiv:2010.02501",
         checks,
         draw,

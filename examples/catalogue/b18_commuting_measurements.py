@@ -11,7 +11,7 @@ SCALES = np.array([1e-1, 1e-2, 1e-3, 1e-4])
 
 
 def run(quick: bool) -> Entry:
-    """Limits of UUᵀ from U = αI beside the entropy's projection and a semidefinite program, on three seeds."""
+    """Limits of UUᵀ from U = αI beside the entropy's projection and a semidefinite program."""
     exact, ratios = 0.0, []
     for seed in range(3):
         random = np.random.default_rng(seed)
@@ -44,7 +44,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "With commuting measurements, the flow of UUᵀ goes to the smallest nuclear norm as the start shrinks.",
+        "With commuting measurements, the flow of UUᵀ goes to the smallest nuclear norm as the "
+        "start shrinks.",
         "Gunasekar et al., NeurIPS 2017, arXiv:1705.09280",
         checks,
         draw,

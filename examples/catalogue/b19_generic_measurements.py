@@ -53,8 +53,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "From a tiny start the flow of UUᵀ recovers a matrix of rank one from generic measurements, as the smallest "
-        "nuclear norm does.",
+        "From a tiny start the flow of UUᵀ recovers a matrix of rank one from generic measurements,"
+        " as the smallest nuclear norm does.",
         "Gunasekar et al., NeurIPS 2017, arXiv:1705.09280",
         checks,
         draw,

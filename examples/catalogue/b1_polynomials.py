@@ -50,7 +50,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "On polynomial features gradient flow goes to least squares, which fits noise if the degree allows it.",
+        "On polynomial features gradient flow goes to least squares, which fits noise if the degree"
+        " allows it.",
         "Vardi, Communications of the ACM 2023, arXiv:2208.12591",
         checks,
         draw,

@@ -84,8 +84,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "Where the smallest nuclear norm and the lowest rank disagree, the flow of UUᵀ from an infinitesimal start "
-        "goes to the lowest rank.",
+        "Where the smallest nuclear norm and the lowest rank disagree, the flow of UUᵀ from an "
+        "infinitesimal start goes to the lowest rank.",
         "Li, Luo and Lyu, ICLR 2021, arXiv:2012.09839",
         checks,
         draw,

@@ -58,8 +58,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "From an infinitesimal start the flow of UUᵀ passes by the saddles of rank 1, 2, …, as greedy low-rank "
-        "learning does.",
+        "From an infinitesimal start the flow of UUᵀ passes by the saddles of rank 1, 2, …, as "
+        "greedy low-rank learning does.",
         "Li, Luo and Lyu, ICLR 2021, arXiv:2012.09839",
         checks,
         draw,

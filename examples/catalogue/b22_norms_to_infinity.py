@@ -79,8 +79,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "On this completion det W keeps its sign, so that the loss can go to 0 only as |W₁₁|, and with it every norm, "
-        "goes to infinity, while the rank goes to one.",
+        "On this completion det W keeps its sign, so that the loss can go to 0 only as |W₁₁|, and "
+        "with it every norm, goes to infinity, while the rank goes to one.",
         "Razin and Cohen, NeurIPS 2020, arXiv:2005.06398",
         checks,
         draw,

@@ -32,7 +32,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "The deeper the factorisation, the lower the effective rank of the matrix that fits the measurements.",
+        "The deeper the factorisation, the lower the effective rank of the matrix that fits the "
+        "measurements.",
         "Arora, Cohen, Hu and Luo, NeurIPS 2019, arXiv:1905.13655",
         checks,
         draw,

@@ -15,7 +15,7 @@ ACTIVATIONS = {
     "leaky ReLU 0.2": (lambda z: jax.nn.leaky_relu(z, 0.2), lambda z: np.maximum(z, 0.2 * z)),
     "tanh": (jnp.tanh, np.tanh),
 }
-# Where both sides of a kink push towards it the flow slides along it, and step size control would grind to a halt.
+# Where both sides of a kink push towards it the flow slides along it, and step size control would halt.
 STEPS = {"leaky ReLU 0.2": dict(controller=diffrax.ConstantStepSize(), dt0=0.02)}
 
 

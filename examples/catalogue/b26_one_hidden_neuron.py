@@ -53,8 +53,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "A balanced hidden neuron a φ(w·x), linear or leaky, minimises |β|^{3/2} − (3/2)|β₀|^{−1/2} β₀·β over the "
-        "β = aw that fit.",
+        "A balanced hidden neuron a φ(w·x), linear or leaky, minimises |β|^{3/2} − (3/2)|β₀|^{−1/2}"
+        " β₀·β over the β = aw that fit.",
         "Azulay et al., ICML 2021, arXiv:2102.09769",
         checks,
         draw,

@@ -1,4 +1,4 @@
-"""B2: the risk of random features peaks where their number is that of the examples, and falls again beyond."""
+"""B2: the risk of random features peaks where they are as many as the examples, and falls beyond."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +52,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "The flow of random features ends at the smallest solution, whose risk peaks at interpolation and falls "
-        "again beyond.",
+        "The flow of random features ends at the smallest solution, whose risk peaks at "
+        "interpolation and falls again beyond.",
         "Belkin, Hsu, Ma and Mandal, PNAS 2019, arXiv:1812.11118",
         checks,
         draw,

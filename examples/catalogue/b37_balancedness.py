@@ -46,8 +46,8 @@ def run(quick: bool) -> Entry:
         right.set(xlabel="learning rate of descent", ylabel="drift")
 
     return Entry(
-        "Gradient flow conserves the balancedness of neighbouring layers; gradient descent drifts in proportion to its "
-        "step.",
+        "Gradient flow conserves the balancedness of neighbouring layers; gradient descent drifts "
+        "in proportion to its step.",
         "Du, Hu and Lee, NeurIPS 2018, arXiv:1806.00900",
         checks,
         draw,

@@ -55,8 +55,8 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "Weight decay on the factors of a product is a penalty of the product: its nuclear norm for two matrices, the "
-        "power 2/k of its entries for diagonal networks of depth k.",
+        "Weight decay on the factors of a product is a penalty of the product: its nuclear norm for"
+        " two matrices, the power 2/k of its entries for diagonal networks of depth k.",
         "Srebro, Rennie and Jaakkola, NeurIPS 2004; Gunasekar et al., NeurIPS 2018, arXiv:1806.00468",
         checks,
         draw,

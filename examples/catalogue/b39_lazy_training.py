@@ -37,6 +37,18 @@ def squares(model, data):
     return jnp.sum((jax.vmap(model)(x) - y) ** 2) / 2
 
 
+@eqx.filter_jit
+def features(net, x):
+    """The gradients of the outputs in the parameters, one row for each example."""
+    gradients = jax.vmap(lambda a: eqx.filter_grad(lambda n: n(a))(net))(x)
+    return jnp.concatenate([leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+
+
+def at(model, x):
+    """Its outputs."""
+    return jax.vmap(model)(x)
+
+
 def network(key):
     """A tanh network of width 20."""
     return eqx.nn.MLP(3, "scalar", 20, 1, activation=jnp.tanh, key=key)
@@ -49,10 +61,8 @@ def run(quick: bool) -> Entry:
         random = np.random.default_rng(seed)
         x, tests, y = random.normal(size=(6, 3)), random.normal(size=(20, 3)), random.normal(size=6)
         net = network(jax.random.key(seed))
-        params, static = eqx.partition(net, eqx.is_inexact_array)
-        flat, unravel = jax.flatten_util.ravel_pytree(params)
-        features = jax.jit(jax.vmap(jax.grad(lambda p, a: eqx.combine(unravel(p), static)(a)), (None, 0)))
-        exact = kernel_flow(np.asarray(features(flat, x)), np.asarray(features(flat, tests)), y, TIME)
+        params = eqx.filter(net, eqx.is_inexact_array)
+        exact = kernel_flow(*(np.asarray(features(net, points)) for points in (x, tests)), y, TIME)
         members = jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(SCALES)) if eqx.is_array(leaf) else leaf, net
         )
@@ -67,7 +77,7 @@ def run(quick: bool) -> Entry:
             atol=1e-12,
             save_at=2,
         )
-        outputs = np.asarray(eqx.filter_vmap(lambda m: jax.vmap(m)(jnp.asarray(tests)))(flow.model))
+        outputs = np.asarray(eqx.filter_vmap(at, in_axes=(eqx.if_array(0), None))(flow.model, tests))
         errors = np.linalg.norm(outputs - exact, axis=1) / np.linalg.norm(exact)
         orders += list(np.log(errors[-3:-1] / errors[-2:]) / np.log(4))
         distance = lambda a, b: sum(
@@ -112,9 +122,10 @@ def run(quick: bool) -> Entry:
         axes.legend()
 
     return Entry(
-        "The larger the scale α of a network's output, the closer its flow is to that of its tangent kernel, and the "
-        "less its parameters move, both like 1/α.",
-        "Chizat, Oyallon and Bach, NeurIPS 2019, arXiv:1812.07956; Jacot et al., NeurIPS 2018, arXiv:1806.07572",
+        "The larger the scale α of a network's output, the closer its flow is to that of its "
+        "tangent kernel, and the less its parameters move, both like 1/α.",
+        "Chizat, Oyallon and Bach, NeurIPS 2019, arXiv:1812.07956; Jacot et al., NeurIPS 2018, "
+        "arXiv:1806.07572",
         checks,
         draw,
     )

@@ -61,7 +61,7 @@ def run(quick: bool) -> Entry:
             across = radius * np.array([-w[1], w[0]]) / np.linalg.norm(w)
             right.plot(*np.stack([-across, across], axis=1), style, label=rf"$\tau$ = {tau:.0e}")
         right.set(xlabel=r"$x_1$", ylabel=r"$x_2$", aspect="equal")
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="lower left")
 
     return Entry(
         "On separable data the flow of logistic regression goes to the separator of largest ℓ₂ margin, at a "

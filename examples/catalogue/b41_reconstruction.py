@@ -38,13 +38,13 @@ def run(quick: bool) -> Entry:
                 )
         axes.set(
             xlabel=r"$-\log L$",
-            ylabel=r"residual of $\theta=\sum\lambda_i y_i\nabla f(x_i)$, $\lambda\geq 0$",
+            ylabel=r"$\|\theta-\sum\lambda_i y_i\nabla f(x_i)\|/\|\theta\|$",
         )
         axes.legend()
 
     return Entry(
-        "The parameters of a trained homogeneous network are a sum of gradients of its training examples, and so "
-        "tell them from others.",
+        "The parameters of a trained homogeneous network are nearly a sum of gradients of its "
+        "training examples, and so tell them from others.",
         "Haim, Vardi, Yehudai, Shamir and Irani, NeurIPS 2022, arXiv:2206.07758",
         [
             below("residual of the training examples, largest", np.max(trained), 0.439),

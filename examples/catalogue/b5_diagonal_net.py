@@ -24,7 +24,7 @@ def depth_two(x, y, init):
 
 
 def mirror(seed, init):
-    """Distance of asinh(β/2α²) from {Zᵀν, ν ≥ 0}, where β stays at all times, for fewer points than dimensions."""
+    """Distance of asinh(β/2α²) from {Zᵀν, ν ≥ 0}, where it stays, for fewer points than dimensions."""
     x, y = teacher(seed, 8, 20)
     model = gflow.models.Diagonal.constant(20, init, 2)
     beta = follow(model, (x, y), 100, np.zeros(1), rtol=1e-8, atol=1e-6 * init).model.effective()
@@ -73,11 +73,12 @@ def run(quick: bool) -> Entry:
             ylabel=r"$\sum_i|\beta_i|^{2/3}$ at margin 1",
             title="$D=3$",
         )
-        right.legend(fontsize=7, loc="lower right")
+        right.set_ylim(0, 1.5 * np.max([row[:3] for row in three]))
+        right.legend(fontsize=7, loc="upper right")
 
     return Entry(
-        "The flow of a diagonal network of depth D from small weights prefers the separator with the smallest "
-        "Σ|βᵢ|^{2/D} at margin 1: the smallest ℓ₁ norm for D = 2, a stationary point for D = 3.",
+        "The flow of a diagonal network of depth D from small weights prefers the separator with the "
+        "smallest Σ|βᵢ|^{2/D} at margin 1: the smallest ℓ₁ norm for D = 2, a stationary point for D = 3.",
         "Gunasekar, Lee, Soudry and Srebro, NeurIPS 2018, arXiv:1806.00468; "
         "Moroshko et al., NeurIPS 2020, arXiv:2007.06738",
         [

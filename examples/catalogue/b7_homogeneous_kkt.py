@@ -85,8 +85,8 @@ def run(quick: bool) -> Entry:
         right.set(ylabel=r"$\sum_i p_i(q_i/q_{\min}-1)$")
 
     return Entry(
-        "Once L < 1/n the smoothed normalised margin of a homogeneous network never falls, and its parameters "
-        "go to KKT points of the maximum-margin problem in parameter space.",
+        "Once L < 1/n the smoothed normalised margin of a homogeneous network never falls, and its "
+        "parameters go to KKT points of the maximum-margin problem in parameter space.",
         "Lyu and Li, ICLR 2020, arXiv:1906.05890; Ji and Telgarsky, NeurIPS 2020, arXiv:2006.06657",
         [
             below("largest fall of the smoothed margin between records", worst(drops), 1e-9),

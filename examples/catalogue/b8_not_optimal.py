@@ -17,7 +17,7 @@ OBSERVE = {
 
 
 def cost(share: float) -> float:
-    """‖θ‖² of the network of margin 1 in which neurons of their own give each point that share of its margin."""
+    """‖θ‖² at margin 1 if neurons of their own give each point that share of its margin."""
     slopes = np.linalg.norm(X, axis=1)
     # a neuron along x with output share costs 2 share/‖x‖, and one along (0, 1) 2·(1 − share)/(1/4)
     return 2 * (1 - share) / X[0, 1] + 2 * share * np.sum(1 / slopes)
@@ -46,7 +46,7 @@ def run(quick: bool) -> Entry:
 
     return Entry(
         "The flow of two ReLU neurons goes to a KKT point of the maximum-margin problem that is not a local "
-        "optimum: a second network has less than half of its squared norm, and so has less every one on the way.",
+        "optimum: another network has less than half of its squared norm, and all on the way have less.",
         "Vardi, Shamir and Srebro, NeurIPS 2022, arXiv:2110.02732",
         [
             close("‖θ‖²/q_min", ratio[-1], 8, 1e-3),

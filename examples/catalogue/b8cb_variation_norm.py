@@ -43,8 +43,8 @@ def run(quick: bool) -> Entry:
         right.set(xlabel="angle of x", ylabel=r"$f(x)/\max|f|$ (dots: $y/2$)")
 
     return Entry(
-        "Wide ReLU networks of two layers, balanced and trained to small loss, have the largest margin among all "
-        "functions of variation norm 1.",
+        "Wide ReLU networks of two layers, balanced and trained to small loss, have the largest margin "
+        "among all functions of variation norm 1.",
         "Chizat and Bach, COLT 2020, arXiv:2002.04486",
         [
             above("2 q_min/‖θ‖² over the largest margin γ, least", min(ends), 0.99),

@@ -46,8 +46,8 @@ def run(quick: bool) -> Entry:
         right.set(xlabel=r"$-\log L$", ylabel=r"$1-R^2$ of the linear fit")
 
     return Entry(
-        "On separable data symmetric about 0 a leaky ReLU network of two layers becomes a linear function, and "
-        "that of the largest ℓ₂ margin.",
+        "On separable data symmetric about 0 a leaky ReLU network of two layers becomes a linear function, "
+        "and that of the largest ℓ₂ margin.",
         "Lyu, Li, Wang and Arora, NeurIPS 2021, arXiv:2110.13905",
         [
             below(

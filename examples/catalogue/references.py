@@ -59,7 +59,7 @@ def toy_path(depth: float, t: Vector, start: float, target: float) -> Vector:
 
 
 def quadratic_path(t: Vector, start: float, targets: Vector) -> Matrix:
-    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)], one row a time."""
+    """Eigenvalues of a quadratic network without bias, σᵢ' = σᵢ [(σᵢ*−σᵢ) + ½ Σⱼ (σⱼ*−σⱼ)]; a row a time."""
     rate = lambda _, s: s * (targets - s + np.sum(targets - s) / 2)
     start_all = np.full(len(targets), start)
     path = scipy.integrate.solve_ivp(
@@ -356,14 +356,14 @@ def multiclass_max_margin(x: Matrix, y: Vector) -> Matrix:
 
 
 def variation_margin(x: Matrix, y: Vector, directions: int = 4000) -> float:
-    """The largest margin of Σⱼ aⱼ relu(uⱼ·x) with Σ|aⱼ| = 1 for inputs in the plane, u on a grid of the circle."""
+    """The largest margin of Σⱼ aⱼ relu(uⱼ·x), Σ|aⱼ| = 1, for x in the plane and u on a grid of the circle."""
     angles = 2 * np.pi * np.arange(directions) / directions
     features = np.maximum(x @ np.stack([np.cos(angles), np.sin(angles)]), 0)
     return float(1 / np.abs(max_margin_in(y[:, None] * features, 1)).sum())
 
 
 def logistic_in_ball(z: Matrix, radius: float) -> Vector:
-    """argmin mean log(1 + exp(−Zw)) subject to ‖w‖ = `radius`: Newton's method for each multiplier, Brent for it."""
+    """argmin mean log(1 + exp(−Zw)) for ‖w‖ = `radius`: Newton's method in w, Brent's in the multiplier."""
     w = np.zeros(z.shape[1])
 
     def ridge(log_multiplier):
@@ -375,7 +375,7 @@ def logistic_in_ball(z: Matrix, radius: float) -> Vector:
             hessian = (z.T * (p * (1 - p))) @ z / len(z) + multiplier * np.eye(len(w))
             step = np.linalg.solve(hessian, gradient)
             # damped while the logarithms of the weights would change by more than one
-            w = w - step * min(1.0, 1 / np.abs(z @ step).max())
+            w = w - step / max(1.0, np.abs(z @ step).max())
             if np.abs(step).max() < 1e-14 * np.abs(w).max():
                 break
         return np.linalg.norm(w) - radius

@@ -11,7 +11,7 @@ SEEDS = (0, 1, 2)
 
 
 def teacher(seed: int, n: int, d: int, gap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """n standard normal points in d dimensions at least `gap` from the plane of a linear teacher, its labels."""
+    """n standard normal points in d dimensions, at least `gap` from the plane of a linear teacher."""
     random = np.random.default_rng(seed)
     direction = random.normal(size=d)
     direction /= np.linalg.norm(direction)
@@ -49,9 +49,9 @@ def direction_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def follow(model, data, level: float, save_at, *, loss=None, solver=None, **options) -> gflow.Trajectory:
-    """The gradient flow in log-loss time, dθ/dτ = −∇ log L, until −log L = `level`; exponential loss by default.
+    """The gradient flow in log-loss time, dθ/dτ = −∇ log L, until −log L = `level`; `traj.loss` is log L.
 
-    `traj.loss` is log L. Kvaerno5 by default: on the separable side the equation is stiff and smooth.
+    By default of the exponential loss, by Kvaerno5: on the separable side the equation is stiff and smooth.
     """
     options = {"rtol": 1e-6, "atol": 1e-10, "max_steps": 50_000} | options
     return gflow.integrate(

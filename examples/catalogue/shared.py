@@ -27,7 +27,7 @@ def regression(seed, n=5, d=12):
 
 
 def interpolate(models, data, *, level=1e-9, rtol=1e-13, atol=1e-18, loss=sum_of_squares, **kwargs):
-    """Flows of an ensemble, each until it fits the data to the relative `level`; the models where they end."""
+    """The models where the flows of an ensemble end, each when it fits the data to the relative `level`."""
     flow = gflow.integrate(
         models,
         data,

@@ -4,6 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gflow._numbers import count
+from gflow.models._checks import scale_of
+
 
 class Diagonal(eqx.Module):
     """f(x) = β·x with β = uᴰ − vᴰ, or uᴰ if `v` is `None`: the weights of all D layers are shared.
@@ -26,13 +29,12 @@ class Diagonal(eqx.Module):
     depth: int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
-        if self.depth < 1:
-            raise ValueError(f"depth must be a whole number of at least 1, but {self.depth} came.")
+        count("depth", self.depth)
 
     @classmethod
     def constant(cls, size: int, scale: float, depth: int = 2, *, signed: bool = True) -> "Diagonal":
         """All weights equal to `scale`, so that β = 0, or scaleᴰ if not `signed`."""
-        weights = jnp.full(size, scale, float)
+        weights = jnp.full(count("size", size), scale_of("scale", scale), float)
         return cls(weights, weights if signed else None, depth)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from gflow._numbers import count
+from gflow.models._checks import scale_of
+
 
 class DeepLinear(eqx.Module):
     """f(x) = W_k ⋯ W₁ x, a vector; a number if W_k has one row.
@@ -25,14 +28,18 @@ class DeepLinear(eqx.Module):
     @classmethod
     def normal(cls, sizes: Sequence[int], std: float, *, key: Key[Array, ""]) -> "DeepLinear":
         """Independent entries N(0, std²); `sizes` are those of the input, the hidden layers, the output."""
-        keys = jax.random.split(key, len(sizes) - 1)
+        if len(sizes) < 2:
+            raise ValueError(f"sizes must hold those of input and output at least, but {tuple(sizes)} came.")
+        for size in sizes:
+            count("sizes", size)
+        std, keys = scale_of("std", std), jax.random.split(key, len(sizes) - 1)
         shapes = zip(sizes[1:], sizes[:-1], strict=True)
         return cls([std * jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)])
 
     @classmethod
     def identity(cls, size: int, depth: int, scale: float) -> "DeepLinear":
         """`depth` square layers, each `scale` times the identity."""
-        return cls([scale * jnp.eye(size)] * depth)
+        return cls([scale_of("scale", scale) * jnp.eye(count("size", size))] * count("depth", depth))
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, "*outputs"]:
         """W_k ⋯ W₁ x."""
@@ -62,7 +69,8 @@ class Convolutional(eqx.Module):
     @classmethod
     def normal(cls, size: int, depth: int, std: float, *, key: Key[Array, ""]) -> "Convolutional":
         """Independent entries N(0, std²)."""
-        return cls(std * jax.random.normal(key, (depth, size)))
+        shape = count("depth", depth), count("size", size)
+        return cls(scale_of("std", std) * jax.random.normal(key, shape))
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """⟨u_L, u_{L−1} ⋆ ⋯ ⋆ u₁ ⋆ x⟩."""

@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from gflow._numbers import count
+from gflow.models._checks import scale_of
+
 _Measurement = Float[Array, "n m"] | Int[Array, " 2"]
 
 
 class Factorisation(eqx.Module):
     """Measurements ⟨A, W⟩ of the product W = W₁ ⋯ W_N.
 
-    One example is a matrix A (sensing), or two integers (i, j), which give W_{ij} (completion).
+    One example is a matrix A (sensing), or two integers (i, j), which give W_{ij} (completion), NaN if W has
+    no such entry.
 
     ??? cite "Reference"
 
@@ -26,12 +30,13 @@ class Factorisation(eqx.Module):
     @classmethod
     def normal(cls, size: int, depth: int, std: float, *, key: Key[Array, ""]) -> "Factorisation":
         """Square factors with independent entries N(0, std²)."""
-        return cls([std * jax.random.normal(k, (size, size)) for k in jax.random.split(key, depth)])
+        std, shape = scale_of("std", std), (count("size", size),) * 2
+        return cls([std * jax.random.normal(k, shape) for k in jax.random.split(key, count("depth", depth))])
 
     @classmethod
     def identity(cls, size: int, depth: int, scale: float) -> "Factorisation":
         """Square factors, each `scale` times the identity: W = scaleᴺ I."""
-        return cls([scale * jnp.eye(size)] * depth)
+        return cls([scale_of("scale", scale) * jnp.eye(count("size", size))] * count("depth", depth))
 
     def __call__(self, x: _Measurement) -> Float[Array, ""]:
         """⟨A, W⟩ or W_{ij}."""
@@ -56,12 +61,12 @@ class SymmetricFactorisation(eqx.Module):
     @classmethod
     def normal(cls, size: int, std: float, *, key: Key[Array, ""]) -> "SymmetricFactorisation":
         """A square U with independent entries N(0, std²)."""
-        return cls(std * jax.random.normal(key, (size, size)))
+        return cls(scale_of("std", std) * jax.random.normal(key, (count("size", size),) * 2))
 
     @classmethod
     def identity(cls, size: int, scale: float) -> "SymmetricFactorisation":
         """U = scale · I."""
-        return cls(scale * jnp.eye(size))
+        return cls(scale_of("scale", scale) * jnp.eye(count("size", size)))
 
     def __call__(self, x: _Measurement) -> Float[Array, ""]:
         """⟨A, UUᵀ⟩ or (UUᵀ)_{ij}."""
@@ -89,8 +94,8 @@ class Quadratic(eqx.Module):
         cls, size: int, scale: float, *, key: Key[Array, ""], bias: float | None = None
     ) -> "Quadratic":
         """W = scale · Q with Q a random orthogonal matrix, so that WᵀW = scale² I."""
-        q, _ = jnp.linalg.qr(jax.random.normal(key, (size, size)))
-        return cls(scale * q, None if bias is None else jnp.asarray(bias, float))
+        q, _ = jnp.linalg.qr(jax.random.normal(key, (count("size", size),) * 2))
+        return cls(scale_of("scale", scale) * q, None if bias is None else jnp.asarray(bias, float))
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """‖Wx‖² + b."""
@@ -104,5 +109,6 @@ class Quadratic(eqx.Module):
 
 def _measure(matrix: Float[Array, "n m"], x: _Measurement) -> Float[Array, ""]:
     if jnp.issubdtype(x.dtype, jnp.integer):
-        return matrix[x[0], x[1]]
+        # JAX would take the nearest entry instead of one that is not there; NaN ends a run with a reason
+        return matrix.at[x[0], x[1]].get(mode="fill", fill_value=jnp.nan)
     return jnp.sum(matrix * x)

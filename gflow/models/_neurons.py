@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from gflow._numbers import count
+from gflow.models._checks import scale_of
+
 
 class Neuron(eqx.Module):
     """f(x) = a φ(w·x), or φ(w·x) if `a` is `None`, with any activation φ.
@@ -56,7 +59,8 @@ class TwoLayer(eqx.Module):
     ) -> "TwoLayer":
         """Entries of w are N(0, scale²/d), vⱼ = ±‖wⱼ‖ at random: the flow conserves vⱼ² − ‖wⱼ‖²."""
         for_w, for_v = jax.random.split(key)
-        w = scale / size**0.5 * jax.random.normal(for_w, (width, size))
+        shape = count("width", width), count("size", size)
+        w = scale_of("scale", scale) / size**0.5 * jax.random.normal(for_w, shape)
         return cls(w, jax.random.rademacher(for_v, (width,), w.dtype) * jnp.linalg.norm(w, axis=1), slope)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
