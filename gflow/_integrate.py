@@ -181,7 +181,7 @@ def flow_run(
         rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             symmetric = isinstance(flow, GradientFlow | WeightDecay)
-            solver, reason = choose(problem, rtol, atol=atol, symmetric=symmetric, clock=clock)
+            solver, reason = choose(problem, rtol, symmetric=symmetric, clock=clock)
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):

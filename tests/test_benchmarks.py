@@ -46,6 +46,8 @@ def test_results_survive_the_file(report, tmp_path):
         "missing": None,
         "nested": [{"nan": None, "inf": [1.0, None]}],
     }
+    assert report.stored("trial", tmp_path / "new" / "folder") == stored["results"]
+    assert report.stored("trial", tmp_path / "elsewhere") == {}
 
 
 def test_results_come_with_their_circumstances(report, tmp_path, monkeypatch):
