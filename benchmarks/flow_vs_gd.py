@@ -112,6 +112,7 @@ def against(flow: gflow.Trajectory, model: eqx.Module, setting: Setting, divisor
         distance=distance,
         learning_rate=rate,
         threshold=2 / rate,
+        quantity="sharpness",
     )
     gap = descent.loss[:shared] / flow.loss[:shared] - 1
     ratio = {"flow": flow["sharpness"] * rate / 2, "descent": descent["sharpness"] * rate / 2}

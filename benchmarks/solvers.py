@@ -297,6 +297,7 @@ def main() -> None:
     path = arguments.output / "solvers.json"
     cases = {case.name: case for case in problems(arguments.quick)}
     measured: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if arguments.only is not None:
         if arguments.only not in cases:
             raise SystemExit(f"--only must be one of {', '.join(map(repr, cases))}, not {arguments.only!r}")

@@ -185,8 +185,6 @@ def kl_projection(x: Matrix, y: Vector, start: Vector) -> Vector:
 
 def smallest_frequency_l1(x: Matrix, y: Vector) -> float:
     """min Σₖ |ŵₖ| over Xw = y for the unitary discrete Fourier transform ŵ, a second-order cone program."""
-    import cvxpy as cp
-
     d = x.shape[1]
     fourier = np.fft.fft(np.eye(d), norm="ortho")
     w = cp.Variable(d)
@@ -197,8 +195,6 @@ def smallest_frequency_l1(x: Matrix, y: Vector) -> float:
 
 def smallest_trace(matrices: np.ndarray, y: Vector) -> tuple[float, Matrix]:
     """min tr X over positive semidefinite X with ⟨Aᵢ, X⟩ = yᵢ, and such an X; a semidefinite program."""
-    import cvxpy as cp
-
     x = cp.Variable(matrices.shape[1:], PSD=True)
     constraints = [cp.sum(cp.multiply(a, x)) == b for a, b in zip(matrices, y, strict=True)]
     problem = cp.Problem(cp.Minimize(cp.trace(x)), constraints)
@@ -252,8 +248,6 @@ def inverse_of(function: Callable[[Vector], Vector], y: Vector) -> Vector:
 
 def smallest_relu(x: Matrix, y: Vector) -> Vector:
     """argmin ‖w‖₂ subject to max(Xw, 0) = y ≥ 0: Xw = y where y > 0, and Xw ≤ 0 where y = 0."""
-    import cvxpy as cp
-
     w = cp.Variable(x.shape[1])
     active = y > 0
     constraints = [x[active] @ w == y[active]] + ([x[~active] @ w <= 0] if np.any(~active) else [])
