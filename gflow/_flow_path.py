@@ -341,7 +341,7 @@ class FlowPath(AbstractPath):
         return None
 
     def doubts(self, state, losses):
-        """A start that `atol` swamps, a loss that climbs, and one that halts before the data are separated."""
+        """A start that `atol` swamps, a loss that climbs, one that halts before the data are separated."""
         found = []
         atol, start = getattr(self.controller, "atol", None), self.problem.params
         if atol is not None:
