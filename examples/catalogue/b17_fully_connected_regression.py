@@ -43,7 +43,7 @@ def run(quick: bool) -> Entry:
             axes.loglog(
                 SCALES, distances, "o-" if layers == 2 else "s--", ms=4, label=f"{layers} layers, seed {seed}"
             )
-        axes.set(xlabel="scale of the start", ylabel="relative distance to the smallest solution")
+        axes.set(xlabel="scale of the start", ylabel="distance to the smallest solution")
         axes.legend(fontsize=7)
 
     return Entry(
