@@ -76,8 +76,8 @@ def separable(seed):
     return x, np.sign(x @ teacher)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_flow_of_the_log_loss_reaches_the_largest_margin(seed):
+@pytest.mark.parametrize("seed, solver", [(0, diffrax.Kvaerno5()), (0, None), (1, None), (2, None)])
+def test_the_flow_of_the_log_loss_reaches_the_largest_margin(seed, solver):
     x, y = separable(seed)
     w = cp.Variable(2)
     cp.Problem(cp.Minimize(cp.sum_squares(w) / 2), [cp.multiply(y, x @ w) >= 1]).solve(
@@ -88,13 +88,15 @@ def test_the_flow_of_the_log_loss_reaches_the_largest_margin(seed):
         (x, y),
         1e5,
         loss=Log(Logistic()),
-        solver=diffrax.Kvaerno5(),
+        solver=solver,
         rtol=1e-8,
         atol=1e-11,
         save_at=np.array([0.0, 5e4, 1e5]),
         save_models=True,
     )
     assert traj.ok and traj.loss[-1] < -1e4  # the loss itself is far below the smallest float
+    if solver is None:  # explicit solvers need 400 thousand and more
+        assert traj.stats["gradients"] + 2 * traj.stats["hvps"] < 4000
     ws = np.asarray(traj.models.w)
     direction = lambda v: v / np.linalg.norm(v)
     assert np.linalg.norm(direction(ws[-1]) - direction(w.value)) < 1e-3

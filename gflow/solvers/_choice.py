@@ -6,6 +6,7 @@ import diffrax as dfx
 
 from gflow._problem import Problem
 from gflow.clocks import AbstractClock, LogLoss, Time
+from gflow.losses import Log
 from gflow.solvers._dense import EXPRB43
 from gflow.solvers._kinks import has_kinks
 from gflow.solvers._rkc import RKC2, RKC3
@@ -37,12 +38,14 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
     [`EXPRB32`][gflow.solvers.EXPRB32] does not, and on enormous horizons it needs several times as many
     gradients; so it is never chosen unasked, although it needs half as many where eigenvalues stand apart.
 
-    In a `clock` other than plain time the horizon is many thousand times the fastest time scale:
+    In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
+    is, the horizon is many thousand times the fastest time scale: there it is
     [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
     """
-    if not isinstance(clock, Time | None) and problem.dtype.itemsize >= 4:
+    plain = isinstance(clock, Time | None)
+    if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:
         if problem.size <= _DENSE:
-            solver = EXPRB43(symmetric=symmetric and isinstance(clock, LogLoss))
+            solver = EXPRB43(symmetric=symmetric and (plain or isinstance(clock, LogLoss)))
             return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")
         return Choice(RKC2(), "stabilised, because the long horizon of this clock makes it stiff")
     if not symmetric:
