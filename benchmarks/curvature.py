@@ -386,11 +386,12 @@ def draw(results: dict[str, Any], path: Any) -> None:
     panels = [
         ("λ₁ in each step, before the onset", [r for r in first if r["k"] == 1 and r["phase"] == "before"]),
         ("λ₁ in each step, after the onset", [r for r in first if r["k"] == 1 and r["phase"] == "after"]),
-        ("six largest at one place, residual 1e-6", [r for r in results["one_place"] if r["k"] == 6]),
+        ("six largest at one place", [r for r in results["one_place"] if r["k"] == 6]),
     ]
     names += [r["method"] for r in results["one_place"] if r["method"] not in names]
+    colors = plt.colormaps["tab20"]
     style = {
-        n: {"color": "black" if n == "gflow" else f"C{i}", "marker": "os^v<>DPX*ph"[i % 12]}
+        n: {"color": "black" if n == "gflow" else colors(i % 20), "marker": "os^v<>DPX*ph"[i % 12]}
         for i, n in enumerate(names)
     }
     for ax, (title, rows) in zip(axes, panels, strict=True):
