@@ -411,7 +411,7 @@ class FlowPath(AbstractPath):
         if not self.plain:
             return (
                 f"the last step was {h:.3g} long; where the field has kinks, such as those of ReLU, steps "
-                "stay short while the path slides along one. Loosen rtol and atol, or raise max_steps"
+                "stay short while the path slides along one; raise max_steps, or use another solver"
             )
         taken = float(state.t - state.t_before) or h
         if self.problem.dtype.itemsize < 4:

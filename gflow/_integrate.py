@@ -71,8 +71,8 @@ def integrate(
     - `clock`: the variable in which the path is traversed, one of [`gflow.clocks`][]; by default plain time.
         Horizon, `dt0` and save times are in its unit, and stop conditions may also name `"log_loss"` (with a
         loss that has a logarithm of its own) and `"log_t"`. A clock other than plain time gives each step
-        a twentieth of the tolerances, keeps log t to the absolute accuracy `rtol` as well, and accepts `rtol`
-        up to 1e-4.
+        a twentieth of the tolerances, controls the error of log t together with those of the parameters, and
+        accepts `rtol` up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
         own the default is `diffrax.Tsit5()`.
@@ -180,7 +180,9 @@ def flow_run(
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
-            symmetric = isinstance(flow, GradientFlow | WeightDecay)
+            # another clock divides the decay, but not ∇L, by what depends on θ
+            decays = isinstance(flow, WeightDecay) and isinstance(clock, Time)
+            symmetric = isinstance(flow, GradientFlow) or decays
             solver, reason = choose(problem, rtol, symmetric=symmetric, clock=clock)
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
@@ -288,7 +290,7 @@ def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) 
     level = positive("loss_below", level, "loss", problem.dtype)
     times = np.unique(np.append(0.0, np.asarray(clock.times, np.float64)))
     checkpoint = options.pop("checkpoint")
-    most = options["max_steps"] or _MAX_STEPS_OF_CLOCKS
+    most = _MAX_STEPS_OF_CLOCKS if options["max_steps"] is None else options["max_steps"]
     stop, save_at = LossBelow(level), times
     before = None if checkpoint is None else f"{os.fspath(checkpoint)}.first"
     first = flow_run(
@@ -321,7 +323,7 @@ def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) 
         )
     clock.check(problem)
     if not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
-        raise ValueError(f"clock={type(clock).__name__}() {clock.refusal}")
+        raise clocks.Refused(f"clock={type(clock).__name__}() {clock.refusal}")
 
 
 def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import FlowError, Trajectory
+from gflow.clocks import Refused
 
 
 class TwoPhaseRun:
@@ -30,15 +31,25 @@ class TwoPhaseRun:
             self._before = self._first.trajectory(throw=False)
             is_params = lambda p: p.params
             problem = eqx.tree_at(is_params, self._first.path.problem, self._first.params)
-            self._second = self._begin(problem, float(self._before.log_t[-1])).complete()
+            try:
+                second = self._begin(problem, float(self._before.log_t[-1]))
+            except Refused as error:  # the first phase must not be lost
+                self._first.status = "clock_failure"
+                self._first.reason = f"the loss fell to its level, but {error}"
+            else:
+                self._second = second.complete()
         return self
 
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""
         if self._second is None:
             result = self._first.trajectory(throw=False)
-            records = {"log_loss": np.log(result.loss)} | result.records
-            result = dataclasses.replace(result, s=result.s - result.s[-1:], records=records)
+            if result.status == "max_steps":
+                reason = (
+                    f"{result.reason}. The loss did not fall to the level at which the clock changes: the "
+                    "data may not be separable by this model, or give a higher loss_below"
+                )
+                result = dataclasses.replace(result, reason=reason)
         else:
             result = self._joined(self._before, self._second)
         if throw and not result.ok and result.status != "interrupted":

@@ -31,6 +31,10 @@ class Pace(NamedTuple):
     field: PyTree[Array]
 
 
+class Refused(ValueError):
+    """A clock can't begin where it should."""
+
+
 class AbstractClock(eqx.Module):
     """A variable s with dt/ds > 0, in which a flow dθ/dt = F(θ) becomes dθ/ds = (dt/ds) F(θ).
 
@@ -141,11 +145,11 @@ class LogNorm(AbstractClock):
 
     symbol: ClassVar[str] = "s"
     refusal: ClassVar[str] = (
-        "needs parameters whose norm grows where it starts, but ⟨θ, −∇L⟩ ≤ 0 there; begin with another clock "
-        "until the loss is small, clock=gflow.clocks.TwoPhase()."
+        "needs parameters whose norm grows where it starts, but ⟨θ, dθ/dt⟩ ≤ 0 there; begin with another "
+        "clock until the loss is small, clock=gflow.clocks.TwoPhase()."
     )
     failure: ClassVar[str] = (
-        "the norm of the parameters stopped growing, ⟨θ, −∇L⟩ ≤ 0, or the next step would raise the loss: "
+        "the norm of the parameters stopped growing, ⟨θ, dθ/dt⟩ ≤ 0, or the next step would raise the loss: "
         "the path has left the cone in which all examples are classified rightly; use a smaller rtol, "
         "another solver, or TwoPhase with a lower loss_below"
     )
@@ -366,6 +370,11 @@ def _has_tail(problem: Problem) -> bool:
 
 def _check_tail(clock: AbstractClock, problem: Problem) -> None:
     name = f"clock={type(clock).__name__}()"
+    if isinstance(problem.loss, Log):
+        raise ValueError(
+            f"{name} takes the logarithm by itself, but the loss is {problem.loss!r}; pass "
+            f"loss={problem.loss.loss!r}."
+        )
     if not isinstance(problem.loss, AbstractExponentialTail):
         raise ValueError(
             f"{name} needs a loss whose logarithm is known where it underflows, Logistic(), Exponential(), "

@@ -22,8 +22,8 @@ __all__ = ["AbstractFlow", "GradientFlow", "MirrorFlow", "WeightDecay"]
 class AbstractFlow(eqx.Module):
     """A vector field dθ/dt = F(t, θ) on the parameters of a problem.
 
-    A subclass may set the class attribute `descends`: F = −A(θ) ∇L(θ) with a positive definite A(θ), so that
-    the loss falls, and the path is the same for any increasing function of L.
+    A subclass may set the class attribute `descends`: F = −A(θ) ∇L(θ) with a positive definite A(θ) that
+    doesn't depend on L, so that the loss falls, and F/L is the field of log L.
     """
 
     descends: ClassVar[bool] = False

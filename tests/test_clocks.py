@@ -17,7 +17,7 @@ from systems import Factors, Linear, tanh_network
 import gflow
 from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase, course, log_elapsed
 from gflow.flows import AbstractFlow
-from gflow.losses import CrossEntropy, Exponential, Logistic, Squared
+from gflow.losses import CrossEntropy, Exponential, Log, Logistic, Squared
 from gflow.stop import Crosses, LossBelow
 
 ONE = (np.ones((1, 1)), np.ones(1))
@@ -260,9 +260,21 @@ def test_the_first_phase_may_end_a_run():
     model, data = network()
     kwargs = dict(loss=Exponential(), clock=TwoPhase(), throw=False)
     traj = gflow.integrate(model, data, 3.0, **kwargs, max_steps=3)
-    assert traj.status == "max_steps" and traj.switch is None and traj.s[-1] == 0
+    assert traj.status == "max_steps" and traj.switch is None and np.array_equal(traj.s, traj.t)
+    assert "did not fall" in traj.reason
     traj = gflow.integrate(model, data, 3.0, **kwargs, stop=Crosses("log_loss", -50.0))
     assert traj.status == "stopped" and traj["log_loss"][-1] == pytest.approx(-50, rel=1e-9)
+
+
+def test_a_second_clock_that_cannot_begin_leaves_the_first_phase():
+    # ‖w‖ shrinks at the switch
+    model, kwargs = (
+        Linear(jnp.full(1, -0.5)),
+        dict(loss=Exponential(), clock=TwoPhase(loss_below=1.5), throw=False),
+    )
+    traj = gflow.integrate(model, ONE, 3.0, **kwargs)
+    assert traj.status == "clock_failure" and "norm grows" in traj.reason and traj.switch is None
+    assert traj.loss[-1] == pytest.approx(1.5, rel=1e-6)
 
 
 def test_stops_and_records_of_one_exponential_example():
@@ -440,10 +452,26 @@ def test_other_flows():
         np.testing.assert_allclose(traj.t, np.expm1(c * traj.s) / c, rtol=1e-5)
 
 
+def test_weight_decay():
+    # its field over L has no symmetric Jacobian
+    x, decay = np.array([[1.0, 0.0], [1.0, 2.0]]), 0.05
+
+    def rate(_, w):
+        losses = np.exp(-x @ w)
+        return losses @ x / losses.sum() - decay * w / losses.mean()
+
+    exact = solve_ivp(rate, (0, 4), [0.0, 0.5], method="Radau", rtol=1e-11, atol=1e-13).y[:, -1]
+    flow = gflow.flows.WeightDecay(decay)
+    kwargs = dict(loss=Exponential(), clock=LogLoss(), flow=flow, save_at=[4.0])
+    traj = gflow.integrate(Linear(jnp.array([0.0, 0.5])), (x, np.ones(2)), 4.0, **kwargs)
+    np.testing.assert_allclose(traj.model.w, exact, rtol=1e-4)
+
+
 SIGNS = (np.ones((3, 2)), np.ones(3))
 REFUSED = [
     (dict(clock=LogLoss(), loss=Squared()), "Squared"),
     (dict(clock=TwoPhase(), loss=Squared()), "Squared"),
+    (dict(clock=LogLoss(), loss=Log(Logistic())), r"pass loss=Logistic\(\)"),
     (dict(clock=LogLoss(), loss=lambda model, data: 0.0 * jnp.sum(model.w)), "logarithm is known"),
     (dict(clock=LogLoss(), chunk_size=1), "chunk_size"),
     (dict(clock=LogNorm()), "norm grows"),

@@ -28,7 +28,8 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
 
     [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
     `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it
-    is for gradient flow; without it the spectrum need not be real, and the choice is `diffrax.Tsit5` as well.
+    is for gradient flow; without it the spectrum need not be real, and in plain time the choice is
+    `diffrax.Tsit5` as well.
     So it is for networks with kinks, such as those of ReLU: every step meets some, and an error estimate of
     high order that feels them makes the steps tiny.
 
