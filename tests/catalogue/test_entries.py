@@ -12,8 +12,8 @@ from entry import Check, Entry, above, below, close, holds
 @pytest.mark.slow
 @pytest.mark.parametrize("name", run.names())
 def test_the_entry_holds(name, tmp_path):
-    # A process of its own, as a reader runs it: the models of an ensemble don't have the shapes of one member,
-    # which the type checks of the tests would refuse.
+    # A process of its own, as a reader runs it: the type checks of the tests would refuse models of an
+    # ensemble, which don't have the shapes of one member.
     command = [sys.executable, run.__file__, "--quick", "--only", name, "--output", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
