@@ -121,12 +121,13 @@ def logistic_path(x, y, taus):
     return solve_ivp(field, (0, taus[-1]), np.zeros(x.shape[1]), **kwargs).y.T
 
 
-# diffrax.Tsit5 to the error 1e-5 takes 413 071, 430 189 and 1 369 411 gradients on the first three
+# A hundredth of what diffrax.Tsit5 takes to the error 1e-5, 413 071, 430 189 and 1 369 411 gradients; on the
+# digits it didn't arrive, so that there is nothing to compare with.
 DATA = [
     pytest.param(lambda: separable(0), 4130, id="gauss"),
     pytest.param(lambda: pair(gflow.data.iris, 0, 1), 4301, id="iris"),
     pytest.param(lambda: pair(gflow.data.wine, 0, 1), 13694, id="wine", marks=pytest.mark.slow),
-    pytest.param(lambda: pair(gflow.data.digits, 3, 8), 13694, id="digits", marks=pytest.mark.slow),
+    pytest.param(lambda: pair(gflow.data.digits, 3, 8), np.inf, id="digits", marks=pytest.mark.slow),
 ]
 
 
