@@ -1,7 +1,6 @@
-"""Many members at once: the compiled pieces of a path under `vmap`, and a record of each member's run."""
+"""Many members driven at once, each with an end and a record of its own."""
 
 import warnings
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -12,132 +11,14 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from gflow import _tree
 from gflow._host import Stopwatch, adapted, message_of, progress_bar
-from gflow._problem import Problem, partition
+from gflow._members import Ensemble
+from gflow._problem import Problem
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
-from gflow._stepper import (
-    NONFINITE,
-    RUNNING,
-    STOPPED,
-    AbstractPath,
-    Run,
-    doubts,
-    init_observables,
-    read_observables,
-)
+from gflow._stepper import NONFINITE, RUNNING, STOPPED, Run, doubts
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import RESERVED, AbstractObservable
-
-
-def split(
-    model: PyTree, data: PyTree, loss: Callable | None, *, trainable: PyTree | None, chunk_size: int | None
-) -> tuple[Problem, Problem]:
-    """The problem of the first member, and what differs between members, stacked along a leading axis.
-
-    Both are problems; the second has arrays only where members differ. Arrays that aren't trainable differ
-    too if all of them have the length of the member axis, as `eqx.filter_vmap` of a constructor leaves them.
-    """
-    params, frozen = partition(model, trainable)
-    members = _count(params)
-    fixed = jtu.tree_leaves(eqx.filter(frozen, eqx.is_array))
-    per_member = all(leaf.shape[:1] == (members,) for leaf in fixed)
-    stacked = (params, eqx.filter(frozen, eqx.is_array if per_member else lambda _: False))
-    first = jtu.tree_map(lambda leaf: leaf[0], stacked)
-    selected = jtu.tree_map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
-    try:
-        problem = Problem(eqx.combine(*first, frozen), data, loss, trainable=selected, chunk_size=chunk_size)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} (This is the first of {members} members: with ensemble=True the leading axis of every "
-            "trainable leaf counts the members.)"
-        ) from error
-    nothing = jtu.tree_map(lambda _: None, problem)
-    parts = lambda p: (p.params, p._frozen)
-    return problem, eqx.tree_at(parts, nothing, stacked, is_leaf=lambda x: x is None)
-
-
-def _count(params: PyTree[Array]) -> int:
-    """The common length of the leading axes."""
-    shapes = {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_leaves_with_path(params)}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) > 1 or () in lengths:
-        listed = [f"{name} has shape {shape}" for name, shape in shapes.items()]
-        raise ValueError(
-            "model must have one leading axis of members on every trainable leaf with ensemble=True, but "
-            f"{', '.join(listed[:4])}; make the members with eqx.filter_vmap of a constructor over keys."
-        )
-    return lengths.pop()[0]
-
-
-class _Ensemble(eqx.Module):
-    """A path for each member: that of the first, and what differs. Compiled pieces, as those of a path.
-
-    Arrays that are passed or returned have a leading member axis.
-    """
-
-    path: AbstractPath
-    members: Problem
-    observables: tuple[AbstractObservable, ...]
-
-    @eqx.filter_jit
-    def start(self):
-        """The states at position 0."""
-        return self._each(lambda path: path.start())
-
-    @eqx.filter_jit
-    def evaluate(self, state):
-        """Loss and gradient norm at the start."""
-        return self._each(lambda path, state: path.evaluate(state), state)
-
-    def advance(self, state, until, budget):
-        """Moves every member on to its own `until`; those that are there or have ended wait."""
-        return self._each(type(self.path).advance, state, until, budget)
-
-    def where(self, state):
-        """The positions."""
-        return self.path.where(state)
-
-    @eqx.filter_jit
-    def record(self, state, position, last, is_open):
-        """θ, loss, gradient norm and whether both are finite, and the number of gradients.
-
-        Members that are not `is_open` or not finite keep their `last` θ.
-        """
-
-        def of_one(path, state, position, last, is_open):
-            params, loss, gradient_norm, gradients = path.record(state, position)
-            finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-            return _tree.where(is_open & finite, params, last), loss, gradient_norm, finite, gradients
-
-        return self._each(of_one, state, position, last, is_open)
-
-    @eqx.filter_jit
-    def init(self):
-        """The observables' states before the first record."""
-        return self._each(lambda path: init_observables(self.observables, path.problem, path.problem.params))
-
-    @eqx.filter_jit
-    def read(self, params, states):
-        """What the observables see."""
-        read = lambda path, *arguments: read_observables(self.observables, path.problem, *arguments)
-        return self._each(read, params, states)
-
-    @eqx.filter_jit
-    def one(self, state, i):
-        """Path and state of member `i` alone."""
-        take = lambda tree: jtu.tree_map(lambda x: x[i] if eqx.is_array(x) else x, tree)
-        return self._path_of(take(self.members)), take(state)
-
-    def _each(self, function: Callable, *arguments: PyTree) -> Any:
-        def of_one(member, arguments):
-            return function(self._path_of(member), *arguments)
-
-        return eqx.filter_vmap(of_one)(self.members, arguments)
-
-    def _path_of(self, member: Problem) -> AbstractPath:
-        return eqx.tree_at(lambda p: p.problem, self.path, eqx.combine(member, self.path.problem))
+from gflow.observe import RESERVED
 
 
 class EnsembleRun:
@@ -154,7 +35,7 @@ class EnsembleRun:
                 "trajectory."
             )
         self.run = run  # of the first member, not begun: what to record, and when
-        self.ensemble = _Ensemble(run.path, members, run.observables)
+        self.ensemble = Ensemble(run.path, members, run.observables)
         self.size = jtu.tree_leaves(members.params)[0].shape[0]
         self.statuses, self.reasons = [""] * self.size, [""] * self.size
         self.ends = np.full(self.size, np.inf)  # positions
@@ -200,7 +81,7 @@ class EnsembleRun:
             self._last = ensemble.members.params
             self._observed = ensemble.init()
             self._where = jax.device_get(ensemble.where(state))
-            self._moves = Repeat(_Ensemble.advance, _Ensemble.where, ensemble, state)
+            self._moves = Repeat(Ensemble.advance, Ensemble.where, ensemble, state)
             self._state = state
             self._keep_step_losses()
             targets = [*run.positions]
@@ -294,12 +175,13 @@ class EnsembleRun:
 
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if a member failed and `throw` is true."""
-        run, rows = self.run, jax.device_get([row._replace(params=None) for row in self._rows])
-        names = rows[0].values if rows else dict.fromkeys(RESERVED, np.zeros(self.size))
-        count = len(run.times)
-        on_grid = np.arange(count) < self._columns[:, None]
+        run = self.run
+        nothing = _Row(dict.fromkeys(RESERVED, np.zeros(self.size)), 0, {}, self._last)
+        measured = self._rows or [nothing]
+        rows = jax.device_get([row._replace(params=None) for row in measured])
+        on_grid = np.arange(len(run.times)) < self._columns[:, None]
         records, end = {}, {"t": self._t}
-        for name in names:
+        for name in rows[0].values:
             values = np.stack([row.values[name] for row in rows], axis=1)
             records[name] = _where(on_grid, values)
             ends = values[np.arange(self.size), self._measured - 1]
@@ -315,7 +197,7 @@ class EnsembleRun:
         problem = eqx.combine(self.ensemble.members, run.path.problem)
         models = None
         if run.save_models:
-            stacked = jtu.tree_map(lambda *x: jnp.stack(x, axis=1), *[row.params for row in self._rows])
+            stacked = jtu.tree_map(lambda *x: jnp.stack(x, axis=1), *[row.params for row in measured])
             models = problem.model(jtu.tree_map(lambda x: jnp.asarray(_where(on_grid, x)), stacked))
         status, reason = _overall(self.statuses, self.reasons)
         result = Trajectory(

@@ -34,7 +34,8 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_start_check"}, "above"),  # what must hold where a run starts
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
-    ({"_ensemble"}, "above"),  # many members at once
+    ({"_members"}, "above"),  # what an ensemble consists of, and its compiled pieces
+    ({"_ensemble"}, "above"),  # many members driven at once
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
     ({"models", "bias", "data"}, CORE),  # the literature's models, yardsticks and data

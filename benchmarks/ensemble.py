@@ -1,0 +1,136 @@
+"""What an ensemble saves: many initialisations in one call against a loop of single calls.
+
+    python benchmarks/ensemble.py [--quick] [--output DIR]
+
+1. The toy model of depth 3 (Gissin, Shalev-Shwartz and Daniely, arXiv:1909.12051) from random scales.
+2. Matrix sensing of size 10 with three factors, 60 Gaussian measurements, and random factors.
+
+Both as a flow and as a descent. All calls are warm and timed one after the other, with 101 records and
+the defaults of gflow otherwise; single calls are timed for a part of the members and scaled up. Their
+results are compared with those of the ensemble.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _report import parse, seconds, table, write
+
+import gflow
+
+
+class Toy(eqx.Module):
+    """σᵢ = wᵢ³."""
+
+    w: jax.Array
+
+    def __init__(self, key: jax.Array):
+        scale = jax.random.uniform(key, (4,), minval=np.log(1e-4), maxval=np.log(1e-1))
+        self.w = jnp.exp(scale / 3)
+
+
+def toy_loss(model: Toy, target: jax.Array) -> jax.Array:
+    """(1/18) Σ (σᵢ − σᵢ*)²."""
+    return jnp.sum((model.w**3 - target) ** 2) / 18
+
+
+class Factors(eqx.Module):
+    """W = W₃ W₂ W₁, of size 10, at an initial scale of 1e-4."""
+
+    w: jax.Array
+
+    def __init__(self, key: jax.Array):
+        self.w = 1e-4 ** (1 / 3) / np.sqrt(10) * jax.random.normal(key, (3, 10, 10))
+
+
+def sensing_loss(model: Factors, data: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """(1/6) mean (⟨Aᵢ, W⟩ − yᵢ)²."""
+    measurements, y = data
+    product = model.w[2] @ model.w[1] @ model.w[0]
+    return jnp.mean((jnp.tensordot(measurements, product, 2) - y) ** 2) / 6
+
+
+class Setting(NamedTuple):
+    """Many members of a model, their loss and data, and one of the verbs."""
+
+    name: str
+    models: eqx.Module
+    loss: Callable
+    data: Any
+    run: Callable[..., gflow.Trajectory]
+
+
+def settings(members: int) -> list[Setting]:
+    """Two systems, each as a flow and as a descent."""
+    keys = jax.random.split(jax.random.key(0), members)
+    measurements = jax.random.normal(jax.random.key(1), (60, 10, 10))
+    target = jnp.diag(jnp.array([12.0, 6.0, 4.0, 3.0] + [0.0] * 6))
+    systems = [
+        ("toy model", eqx.filter_vmap(Toy)(keys), toy_loss, jnp.array([12.0, 6.0, 4.0, 3.0])),
+        (
+            "matrix sensing",
+            eqx.filter_vmap(Factors)(keys),
+            sensing_loss,
+            (measurements, jnp.tensordot(measurements, target, 2)),
+        ),
+    ]
+
+    def flow(model, data, **kwargs):
+        return gflow.integrate(model, data, 10.0, **kwargs)
+
+    def descent(model, data, **kwargs):
+        return gflow.descend(model, data, 0.01, 1000, **kwargs)
+
+    return [
+        Setting(f"{name}, {verb}", models, loss, data, run)
+        for name, models, loss, data in systems
+        for verb, run in (("flow", flow), ("descent", descent))
+    ]
+
+
+def measure(setting: Setting, members: int, alone: int, repeats: int) -> dict[str, Any]:
+    """Seconds of the ensemble and of `members` single calls, and how far the results are apart."""
+    found: dict[int, gflow.Trajectory] = {}
+
+    def together():
+        found[-1] = setting.run(setting.models, setting.data, loss=setting.loss, ensemble=True)
+
+    def one_by_one():
+        for i in range(alone):
+            model = jax.tree.map(lambda leaf, i=i: leaf[i], setting.models)
+            found[i] = setting.run(model, setting.data, loss=setting.loss)
+
+    for warm_up in (together, one_by_one):
+        warm_up()
+    times = [(seconds(together), seconds(one_by_one) * members / alone) for _ in range(repeats)]
+    of_ensemble, of_loop = (float(np.median(column)) for column in zip(*times, strict=True))
+    ensemble = found.pop(-1)
+    return {
+        "setting": setting.name,
+        "members": members,
+        "timed_alone": alone,
+        "ensemble_seconds": of_ensemble,
+        "loop_seconds": of_loop,
+        "ratio": float(np.median([loop / one for one, loop in times])),
+        "steps": [min(ensemble.stats["steps"]), max(ensemble.stats["steps"])],
+        "largest_difference_of_loss": max(
+            float(np.max(np.abs(ensemble.loss[i] - run.loss))) / run.loss[0] for i, run in found.items()
+        ),
+    }
+
+
+def main() -> None:
+    """Runs everything, prints the table and writes the file."""
+    arguments = parse(__doc__)
+    jax.config.update("jax_enable_x64", True)
+    members, alone, repeats = (20, 4, 1) if arguments.quick else (100, 20, 3)
+    rows = [measure(setting, members, alone, repeats) for setting in settings(members)]
+    print(table(list(rows[0]), (list(row.values()) for row in rows)))
+    print(f"\n{write('ensemble', {'quick': arguments.quick, 'rows': rows}, arguments.output)} written")
+
+
+if __name__ == "__main__":
+    main()
