@@ -9,8 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gflow import _tree
-from gflow._problem import Problem
-from gflow._stepper import (
+from gflow._path import (
     DIVERGED,
     NONFINITE,
     RUNNING,
@@ -19,6 +18,7 @@ from gflow._stepper import (
     Position,
     loss_and_gradient_norm,
 )
+from gflow._problem import Problem
 from gflow._watch import Watch
 from gflow.observe import Step
 from gflow.stability import AbstractOptimizer

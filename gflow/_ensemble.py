@@ -14,14 +14,16 @@ from jaxtyping import Array, Bool, PyTree
 
 from gflow import _tree
 from gflow._host import Stopwatch, adapted, message_of, progress_bar
-from gflow._problem import Problem, partition
-from gflow._repeat import Repeat
-from gflow._start_check import check_start
-from gflow._stepper import (
+from gflow._path import (
     NONFINITE,
     RUNNING,
     STOPPED,
     AbstractPath,
+)
+from gflow._problem import Problem, partition
+from gflow._repeat import Repeat
+from gflow._start_check import check_start
+from gflow._stepper import (
     Run,
     clock_readings,
     doubts,

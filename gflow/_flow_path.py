@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, clocks, curvature
-from gflow._problem import Problem
-from gflow._stepper import (
+from gflow._path import (
     ASTRAY,
     NONFINITE,
     RUNNING,
@@ -20,6 +19,7 @@ from gflow._stepper import (
     AbstractPath,
     Position,
 )
+from gflow._problem import Problem
 from gflow._watch import Watch
 from gflow.clocks import AbstractClock, Mark
 from gflow.flows import AbstractFlow, GradientFlow

@@ -28,11 +28,12 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"solvers"}, "above"),  # diffrax solvers made for gradient flow
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
-    ({"stability"}, {"_numbers", "_trajectory"}),  # thresholds of optimisers, statistics at the edge
+    ({"stability"}, {"_tree", "_numbers", "_trajectory"}),  # thresholds of optimisers, statistics at the edge
     ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
     ({"_repeat", "_host"}, set()),  # one compiled call made again and again; what surrounds it
     ({"_start_check"}, "above"),  # what must hold where a run starts
+    ({"_path"}, "above"),  # what the loop asks of a path
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_ensemble"}, "above"),  # many members at once

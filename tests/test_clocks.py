@@ -212,10 +212,7 @@ def test_two_phases_and_log_norm_time(tmp_path):
     model, data = network()
     n = len(data[1])
     s = np.linspace(0, 3, 7)
-    traj = gflow.integrate(
-        model,
-        data,
-        3.0,
+    options = dict(
         loss=Exponential(),
         clock=TwoPhase(times=[0.5, 1.0, 1e6]),
         save_at=s,
@@ -223,6 +220,7 @@ def test_two_phases_and_log_norm_time(tmp_path):
         observe={"norm": lambda m, _: jnp.sqrt(sum(jnp.sum(w**2) for w in m.matrices))},
         checkpoint=tmp_path / "run",
     )
+    traj = gflow.integrate(model, data, 3.0, **options)
     assert traj.ok and traj.switch == 3 and traj.s[3] == 0 and np.array_equal(traj.s[3:], s)
     assert traj.loss[3] == pytest.approx(0.3 / n, rel=1e-9)
     assert np.array_equal(traj.t[:3], [0, 0.5, 1.0]) and np.all(np.diff(traj.log_t) > 0)
@@ -238,17 +236,7 @@ def test_two_phases_and_log_norm_time(tmp_path):
     smoothed = -(traj["log_loss"] + np.log(n))[3:] / traj["norm"][3:] ** 2
     assert np.all(np.diff(smoothed) > -1e-9)
     # the same from the end of a run that was kept, and from a file
-    kept = gflow.integrate(
-        model,
-        data,
-        3.0,
-        loss=Exponential(),
-        clock=TwoPhase(times=[0.5, 1.0, 1e6]),
-        save_at=s,
-        save_models=True,
-        observe={"norm": lambda m, _: jnp.sqrt(sum(jnp.sum(w**2) for w in m.matrices))},
-        checkpoint=tmp_path / "run",
-    )
+    kept = gflow.integrate(model, data, 3.0, **options)
     assert np.array_equal(kept.log_t, traj.log_t)
     traj.save(tmp_path / "trajectory")
     loaded = gflow.load(tmp_path / "trajectory", like=model)

@@ -2,16 +2,17 @@
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from gflow import _tree
 
 _NEWTON_STEPS = 12
 
 
 def _positive(alpha):
-    if not isinstance(alpha, jax.core.Tracer) and not 0 < float(alpha) < np.inf:
+    if not _tree.is_traced(alpha) and not 0 < float(alpha) < np.inf:
         raise ValueError(f"alpha must be a positive finite scale of the initialisation, but {alpha!r} came.")
     return jnp.asarray(alpha, float) if isinstance(alpha, (int, float)) else jnp.asarray(alpha)
 

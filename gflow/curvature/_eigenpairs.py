@@ -5,7 +5,6 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -13,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from gflow import _tree
 from gflow._problem import Problem
 from gflow.curvature._lanczos import Eigenpairs, lanczos
 from gflow.curvature._operators import as_operator, on_vectors
@@ -77,7 +77,7 @@ def top_eigenpairs(
         max_hvps=jnp.asarray(default_hvps(k) if max_hvps is None else max_hvps),
         key=jax.random.key(0) if key is None else key,
     )
-    if isinstance(pairs.converged, jax.core.Tracer) or pairs.converged:
+    if _tree.is_traced(pairs.converged) or pairs.converged:
         return pairs
     spent = f"after {int(pairs.hvps)} Hessian-vector products"
     if np.all(np.isnan(pairs.values)):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
@@ -12,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from gflow import _tree
 from gflow._problem import Problem
 
 
@@ -88,7 +88,7 @@ def preconditioned(operator: lx.AbstractLinearOperator, diagonal: PyTree[Array])
             f"{_shown(structure)}, but is {_shown(given)}."
         )
     for path, leaf in jtu.tree_leaves_with_path(diagonal):
-        if not isinstance(leaf, jax.core.Tracer) and not np.all((leaf > 0) & np.isfinite(leaf)):
+        if not _tree.is_traced(leaf) and not np.all((leaf > 0) & np.isfinite(leaf)):
             raise ValueError(
                 f"diagonal must be positive and finite, but diagonal{jtu.keystr(path)} is not; add the "
                 "optimiser's ε to it."
@@ -146,7 +146,7 @@ def on_vectors(
 
 def check_finite(numbers: Array) -> None:
     """Raises `ValueError` unless all numbers that came out of an operator are finite."""
-    if not isinstance(numbers, jax.core.Tracer) and not np.all(np.isfinite(numbers)):
+    if not _tree.is_traced(numbers) and not np.all(np.isfinite(numbers)):
         raise ValueError(
             "problem must have a finite Hessian, but a Hessian-vector product gave NaN or infinity; check "
             "the parameters and the loss."

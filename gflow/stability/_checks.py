@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax.core
 import optax
 
+from gflow import _tree
 from gflow._numbers import is_number
 
 
@@ -48,7 +48,7 @@ def _positive(name: str, value: Any, meaning: str) -> Any:
 
 
 def _within(name: str, value: Any, holds: Callable[[float], bool], accepted: str) -> Any:
-    if isinstance(value, jax.core.Tracer):  # has no value yet
+    if _tree.is_traced(value):  # has no value yet
         return value
     if not is_number(value) or not holds(float(value)):
         raise ValueError(f"{name} must be {accepted}, but {value!r} came.")

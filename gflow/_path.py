@@ -1,0 +1,106 @@
+"""What a path through parameter space is to the loop that drives it.
+
+It knows how to move on (compiled, a bounded number of steps per call) and what its parameters are at a
+given position.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from gflow import _tree
+from gflow._problem import Problem
+from gflow._watch import Watch
+from gflow.observe import Step
+
+# Why an `advance` returned before its target; the paths add the words.
+RUNNING, STOPPED, NONFINITE, DIVERGED, UNDERFLOW, SOLVER_FAILURE, ASTRAY = range(7)
+
+
+class Position(NamedTuple):
+    """Where a path is: what the host needs to know between two calls of `advance`."""
+
+    position: Float[Array, ""] | Int[Array, ""]
+    steps: Int[Array, ""]
+    code: Int[Array, ""]
+
+
+class AbstractPath(eqx.Module):
+    """A path through parameter space, in compiled pieces. Positions are times or step numbers.
+
+    Its states are PyTrees with the attribute `params`, θ at their position.
+    """
+
+    problem: eqx.AbstractVar[Problem]
+    watch: eqx.AbstractVar[Watch]
+
+    @abc.abstractmethod
+    def start(self) -> PyTree:
+        """The state at position 0."""
+
+    @abc.abstractmethod
+    def advance(self, state: PyTree, until: Any, budget: Any) -> PyTree:
+        """Moves on until `until` is reached or passed, at most `budget` attempted steps."""
+
+    @abc.abstractmethod
+    def where(self, state: PyTree) -> Position:
+        """The position of `state`."""
+
+    @abc.abstractmethod
+    def evaluate(self, state: PyTree) -> tuple[Array, Array]:
+        """Loss and gradient norm at the start, evaluated anew at each call."""
+
+    @abc.abstractmethod
+    def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
+        """θ at `position`, which lies within the last step, and what every record of this path holds.
+
+        That is loss, gradient norm, and with some clocks `log_loss` and `log_t`. And the number of gradients
+        that this took.
+        """
+
+    @abc.abstractmethod
+    def locate(self, state: PyTree) -> tuple[float | int, int, int, int]:
+        """After STOPPED: the position at which a stop condition held first, and which one.
+
+        And the gradients and Hessian-vector products spent on finding it.
+        """
+
+    @abc.abstractmethod
+    def explain(self, state: PyTree, code: int | None, initial_loss: float) -> tuple[str, str]:
+        """Status and reason after a failure with `code`; `None` is for max_steps."""
+
+    @abc.abstractmethod
+    def stats(self, state: PyTree) -> dict[str, Any]:
+        """Counts of the path itself: solver, steps, rejected, gradients, hvps."""
+
+    @abc.abstractmethod
+    def next_step(self, state: PyTree) -> Step | None:
+        """The step that comes next; `None` for a path that has no steps of its own."""
+
+    @abc.abstractmethod
+    def shown(self, state: PyTree) -> dict[str, str]:
+        """What the progress bar shows of `state`."""
+
+    @abc.abstractmethod
+    def step_losses(self, state: PyTree) -> tuple[Array, Array] | None:
+        """The loss at each step that `start` or the last `advance` made, if the path keeps it.
+
+        In a buffer, and how many there are.
+        """
+
+    @abc.abstractmethod
+    def doubts(self, state: PyTree, losses: np.ndarray) -> list[str]:
+        """Sentences on what may make the result untrustworthy.
+
+        In the losses of the records and the end, and in the state there.
+        """
+
+
+@eqx.filter_jit
+def loss_and_gradient_norm(problem: Problem, params: PyTree) -> tuple[Array, Array]:
+    """What every record holds."""
+    loss, gradient = problem.value_and_gradient(params)
+    return loss, _tree.norm(gradient)
