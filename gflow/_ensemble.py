@@ -324,7 +324,8 @@ class EnsembleRun:
         if "log_t" in end:
             with np.errstate(over="ignore"):
                 end |= {"s": self._t, "t": np.exp(end["log_t"])}
-        found = self._doubts(records, end, doubtful)
+        states = self._numbers()
+        found = self._doubts(states, records, end, doubtful)
         problem = eqx.combine(self.ensemble.members, run.path.problem)
         models = None
         if run.save_models:
@@ -343,7 +344,7 @@ class EnsembleRun:
             status=status,
             reason=reason,
             warnings=tuple(found),
-            stats=self._stats(),
+            stats=self._stats(states),
             statuses=tuple(self.statuses),
             reasons=tuple(self.reasons),
             end=end,
@@ -355,10 +356,9 @@ class EnsembleRun:
             raise FlowError(result)
         return result
 
-    def _stats(self) -> dict[str, Any]:
+    def _stats(self, states: PyTree) -> dict[str, Any]:
         """Lists of what each member needed; that the others waited for the slowest is not counted."""
-        state = self._numbers()
-        each = [self.run.path.stats(jtu.tree_map(lambda x, i=i: x[i], state)) for i in range(self.size)]
+        each = [self.run.path.stats(jtu.tree_map(lambda x, i=i: x[i], states)) for i in range(self.size)]
         stats = {
             name: value if value is None or isinstance(value, str) else [stats[name] for stats in each]
             for name, value in each[0].items()
@@ -376,12 +376,13 @@ class EnsembleRun:
 
     def _doubts(
         self,
+        states: PyTree,
         records: dict[str, np.ndarray],
         end: dict[str, np.ndarray],
         doubtful: dict[str, np.ndarray],
     ) -> list[str]:
         """What may make members untrustworthy, one sentence each."""
-        found, states = [], self._numbers()
+        found = []
         for i in range(self.size):
             ended_well = self.statuses[i] in ("success", "stopped")
             mine = {name: values[i, : self._columns[i]] for name, values in records.items()}

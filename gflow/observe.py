@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
@@ -130,8 +131,12 @@ class Sharpness(AbstractObservable):
 
     def read(self, problem, params, state):
         """The eigenvalues, from those of the last records."""
+        return self.read_operator(curvature.hessian(problem, params), params, state)
+
+    def read_operator(self, operator: lx.AbstractLinearOperator, params: PyTree, state: PyTree) -> Reading:
+        """The eigenvalues of another curvature at `params`, recorded under the same names."""
         pairs, track = curvature.follow(
-            problem, params, state, self.k, rtol=self.rtol, max_hvps=self.max_hvps
+            operator, params, state, self.k, rtol=self.rtol, max_hvps=self.max_hvps
         )
         squeeze = (lambda x: x[0]) if self.k == 1 else (lambda x: x)
         values = {
@@ -215,13 +220,13 @@ class PreconditionedSharpness(AbstractStepObservable):
         return self._sharpness().init(problem, params)
 
     def read_step(self, problem, step, state):
-        """The sharpness in the coordinates in which P is the identity."""
+        """The eigenvalues of the preconditioned Hessian."""
         if step.preconditioner is None:
             raise ValueError(
                 f"observe records {self.name!r}, but the optimiser has no preconditioner that gflow knows; "
                 "descend with gflow.stability.Adam or RMSProp, or record gflow.observe.Sharpness()."
             )
-        reading = self._sharpness().read(*_preconditioned(problem, step.params, step), state)
+        reading = self._sharpness().read_operator(_curvature(problem, step.params, step), step.params, state)
         values = {f"preconditioned_{name}": value for name, value in reading.values.items()}
         return reading._replace(values=values)
 
@@ -259,10 +264,10 @@ class Oscillation(AbstractStepObservable):
         track, last = state
         midpoint = jax.tree.map(lambda a, b: (a + b) / 2, step.params, step.after)
         half = _tree.subtract(step.after, midpoint)
-        seen, where = _preconditioned(problem, midpoint, step)
         if step.preconditioner is not None:
             half = jax.tree.map(lambda p, x: jnp.sqrt(p) * x, step.preconditioner, half)
-        pairs, track = curvature.follow(seen, where, track, rtol=self.rtol, max_hvps=self.max_hvps)
+        operator = _curvature(problem, midpoint, step)
+        pairs, track = curvature.follow(operator, midpoint, track, rtol=self.rtol, max_hvps=self.max_hvps)
         top = jax.tree.map(lambda v: v[0], pairs.vectors)
         sign = jnp.where(_tree.dot(top, last) < 0, -1, 1)
         top = jax.tree.map(lambda v: sign * v, top)
@@ -274,26 +279,12 @@ class Oscillation(AbstractStepObservable):
         return Reading(values, (track, top), pairs.hvps, pairs.converged)
 
 
-class _Rescaled(eqx.Module):
-    """L as a function of φ = P^{1/2} θ. Its Hessian is P^{-1/2} ∇²L P^{-1/2}."""
-
-    loss: Callable[[Any, Any], Float[Array, ""]]
-    scale: PyTree[Array]  # P^{-1/2}, None where the model has no parameters
-
-    def __call__(self, model, data):
-        back = lambda s, x: x if s is None else s * x
-        return self.loss(jax.tree.map(back, self.scale, model, is_leaf=lambda s: s is None), data)
-
-
-def _preconditioned(problem: Problem, params: PyTree[Array], step: Step) -> tuple[Problem, PyTree[Array]]:
-    """The problem and `params` in coordinates in which the step's preconditioner is the identity."""
-    if step.preconditioner is None:
-        return problem, params
-    scale = jax.tree.map(lambda p: 1 / jnp.sqrt(p), step.preconditioner)
-    rescaled = eqx.tree_at(
-        lambda p: p.loss, problem, _Rescaled(problem.loss, scale), is_leaf=lambda x: x is problem.loss
+def _curvature(problem: Problem, params: PyTree[Array], step: Step) -> lx.AbstractLinearOperator:
+    """∇²L(θ), or P^{-1/2} ∇²L(θ) P^{-1/2} if the step has a preconditioner."""
+    operator = curvature.hessian(problem, params)
+    return (
+        operator if step.preconditioner is None else curvature.preconditioned(operator, step.preconditioner)
     )
-    return rescaled, jax.tree.map(jnp.divide, params, scale)
 
 
 def _limit(limit: Any) -> float:

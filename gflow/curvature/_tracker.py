@@ -6,6 +6,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -14,6 +15,7 @@ from gflow import _tree
 from gflow._problem import Problem
 from gflow.curvature._eigenpairs import default_hvps
 from gflow.curvature._lanczos import Eigenpairs, lanczos, orthogonalise, warm_start
+from gflow.curvature._operators import hessian, on_vectors
 
 # Records that the next one is predicted from. Measured at the edge of stability: three take half the HVPs of
 # one, since they span the oscillation; four with less damping a tenth less than three.
@@ -88,7 +90,7 @@ def start_track(problem: Problem, k: int = 1) -> Track:
 
 
 def follow(
-    problem: Problem,
+    problem: Problem | lx.AbstractLinearOperator,
     params: PyTree[Array],
     track: Track,
     k: int = 1,
@@ -113,7 +115,8 @@ def follow(
 
     **Arguments:**
 
-    - `problem`, `params`: the loss surface and where on it.
+    - `problem`, `params`: the loss surface and where on it; or the operator there, such as
+        [`gflow.curvature.preconditioned`][] gives it.
     - `track`: of the records before, for the same k; [`gflow.curvature.start_track`][] for the first.
     - `rtol`: the relative error of the eigenvalues, by the estimate above; by default 1e-6 in float64 and
         1e-5 in float32.
@@ -126,12 +129,11 @@ def follow(
     Sources: Rayleigh-Ritz and r²/gap: Parlett, *The symmetric eigenvalue problem*, chapter 11.
     """
     theta, unravel = ravel_pytree(params)
+    operator = hessian(problem, params) if isinstance(problem, Problem) else problem
+    matvec, _, _ = on_vectors(operator)
     dtype = theta.dtype
     rtol = (1e-6 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     max_hvps = default_hvps(k) if max_hvps is None else max_hvps
-
-    def matvec(v):
-        return ravel_pytree(problem.hvp(params, unravel(v)))[0]
 
     with jax.default_matmul_precision("highest"):
         found, track = _follow(matvec, theta, track, k, jnp.asarray(rtol, dtype), max_hvps)
