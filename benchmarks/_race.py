@@ -1,0 +1,218 @@
+"""The race on one problem: every method at several tolerances, with all that it spends counted."""
+
+import inspect
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from _reference import Reference, distance, flow, reference, vector
+from _report import circumstances, median_ratio, time_pairs
+from _rivals import Spent, by_scipy, by_torchdiffeq, dense_hessian, march, torchdiffeq
+from _stiff import Stiff
+
+import gflow
+
+DEFAULT, GD, RK4 = "default", "GD at 2/λ", "RK4 at 1/λ"
+TORCH, MISSING = "torchdiffeq dopri5", "not installed"
+OWN = {
+    name: solver()
+    for name, solver in ((name, getattr(gflow.solvers, name)) for name in gflow.solvers.__all__)
+    if inspect.isclass(solver) and issubclass(solver, gflow.solvers.AbstractFlowSolver)
+    if not inspect.isabstract(solver)
+}
+EXPLICIT = {"Tsit5": diffrax.Tsit5(), "Dopri8": diffrax.Dopri8()}
+DENSE = ("Kvaerno5", "scipy LSODA", "scipy BDF", "scipy Radau")
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+# Seconds that a rival may take on a problem. Beyond, its count is that of a shorter horizon times the ratio
+# of ∫λ dt (explicit methods), it is ∫λ dt itself (steps of a share of 1/λ), or it ends (dense Jacobians).
+BUDGET = 200.0
+# Gradients of an adaptive explicit method per ∫λ dt, at its limit of stability.
+AT_LIMIT = 3.3
+LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2500, 300  # parameters
+IN_FLOAT32 = ("P1, T=75", "P2, T=100", "P3, T=15")
+
+
+def measure(case: Stiff, cache: Path, quick: bool) -> dict[str, Any]:
+    """All methods on one problem."""
+    print(case.name, flush=True)
+    known = reference(case, cache)
+    pace, price = cost_of(case.problem, 5 if case.problem.size > LARGE else 25)
+    race = Race(case, known, pace, price)
+    race.own(TOLERANCES[1:2] if quick else TOLERANCES)
+    race.steps_of_a_share()
+    if not case.costly:
+        race.explicit(TOLERANCES[1:2] if quick else (1e-3,) if race.large else (1e-3, 1e-5, 1e-6, 1e-7))
+        if not quick:
+            race.dense()
+    if case.name in IN_FLOAT32 and not quick:
+        race.in_float32()
+    return {
+        "what": case.what,
+        "parameters": case.problem.size,
+        "horizon": case.horizon,
+        "measured": circumstances(),
+        "reference": known.how,
+        "stiffness": known.stiffness,
+        "sharpness": [float(known.sharpness[0]), float(known.sharpness[-1])],
+        "gradient_seconds": pace,
+        "hvp_in_gradients": price,
+        "degree": {f"{error:.0e}": degree(known.stiffness, error) for error in (1e-3, 1e-5)},
+        "left_out": race.left_out,
+        "rows": race.rows,
+    }
+
+
+class Race:
+    """One problem, and what has been measured on it."""
+
+    def __init__(self, case: Stiff, known: Reference, pace: float, price: float):
+        self.case, self.known, self.pace, self.price = case, known, pace, price
+        self.large = case.problem.size > LARGE
+        self.rows: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
+
+    def own(self, tolerances: tuple[float, ...]) -> None:
+        """The default, and gflow's solvers by name."""
+        for rtol in tolerances:
+            self.by_flow(DEFAULT, None, rtol)
+        if self.rows[-1]["error"] > 2e-6 and tolerances[-1] == 1e-6:
+            self.by_flow(DEFAULT, None, 3e-7)
+        if self.case.costly:
+            return
+        for name, solver in OWN.items():
+            if name == "EXPRB43" and self.case.problem.size > FITS_EXPRB43:
+                self.left_out[name] = f"a dense Jacobian, for up to {FITS_EXPRB43} parameters"
+                continue
+            for rtol in tolerances[:3] if self.large else tolerances:
+                self.by_flow(name, solver, rtol)
+
+    def by_flow(self, method: str, solver: Any, rtol: float, **options: Any) -> None:
+        """A run of `gflow.integrate`."""
+        run = flow(self.case, solver=solver, rtol=rtol, atol=0.1 * rtol, **options)
+        stats, until = run.stats, options.get("t_max", self.case.horizon)
+        gradients, hvps, note = stats["gradients"], stats["hvps"] - stats["record_hvps"], ""
+        if gradients is None:  # diffrax doesn't tell what its root finder spent
+            gradients, hvps = 6 * stats["steps"], self.case.problem.size * stats["steps"]
+            note = "at least: one Jacobian a step, no second evaluation of a stage"
+        else:
+            gradients -= stats["record_gradients"]
+        spent = Spent(vector(run.model), gradients, hvps, run.ok, stats["seconds"] - stats["compile_seconds"])
+        more = {key: stats[key] for key in ("solver", "steps", "rejected", "compile_seconds")}
+        if isinstance(solver, gflow.solvers.AbstractFlowSolver | None):
+            more["radius_gradients"] = stats["radius_gradients"]
+        self.note(method, rtol, spent, note or (run.reason if not run.ok else ""), until=until, **more)
+
+    def note(
+        self,
+        method: str,
+        rtol: float | None,
+        spent: Spent,
+        note: str = "",
+        *,
+        until: float | None = None,
+        **more: Any,
+    ) -> None:
+        """One more row; from a run up to an earlier time, its counts scaled by ∫λ dt."""
+        error = distance(spent.params, self.known.params) if spent.finished else None
+        gradients, hvps = float(spent.gradients), float(spent.hvps)
+        if until is not None and until < self.case.horizon:
+            error, note = None, f"counted up to {until:.3g}, then as ∫λ dt"
+            scale = self.known.stiffness / self.known.stiffness_until(until)
+            gradients, hvps = scale * gradients, scale * hvps
+        row = {
+            "method": method,
+            "rtol": rtol,
+            "cost": gradients + self.price * hvps,
+            "error": error,
+            "gradients": gradients,
+            "hvps": hvps,
+            "seconds": spent.seconds,
+            "note": note,
+        }
+        self.rows.append(row | more)
+        shown = "-" if error is None else f"{error:.1e}"
+        cost, seconds = f"{row['cost']:9.0f}", f"{spent.seconds:.1f} s"
+        print(f"  {method:18} {rtol or 0:.0e} {cost} {shown} {seconds} {note}", flush=True)
+
+    def steps_of_a_share(self) -> None:
+        """Gradient descent at the edge of stability, and Runge-Kutta at 1/λ."""
+        every = 5 if self.case.costly else 1  # λ there changes by a few per cent in so many steps
+        for method, share, order in ((GD, 2.0, 1), (RK4, 1.0, 4)):
+            if method == RK4 and self.case.costly:
+                continue
+            nominal = order * self.known.stiffness / share
+            seconds = self.pace * nominal * (1 + 3 * self.price / order / every)
+            counted = Spent(np.zeros(0), round(nominal), 0, False, 0.0)
+            if seconds > BUDGET:
+                self.note(method, None, counted, "∫λ dt, not run")
+                continue
+            run = march(self.case.problem, self.case.horizon, share, order, round(4 * nominal) + 100, every)
+            if run.finished:
+                self.note(method, None, run)
+            else:
+                self.note(method, None, counted, "diverged; counted as ∫λ dt")
+
+    def explicit(self, tolerances: tuple[float, ...]) -> None:
+        """Explicit methods of fixed order, at their limit of stability where the problem is stiff."""
+        affordable = BUDGET / len(tolerances) / self.pace / AT_LIMIT
+        until = self.case.horizon
+        if affordable < self.known.stiffness:
+            until = self.known.time_at(affordable)
+        for name, solver in EXPLICIT.items():
+            for rtol in tolerances:
+                self.by_flow(name, solver, rtol, t_max=until)
+        if torchdiffeq is None:
+            self.left_out[TORCH] = MISSING
+            return
+        # its Python costs more than a small gradient
+        slower = self.known.time_at(self.known.stiffness_until(until) * min(1, self.pace / 3e-4))
+        for rtol in tolerances[::2]:
+            self.note(TORCH, rtol, by_torchdiffeq(self.case.problem, slower, rtol), until=slower)
+
+    def dense(self) -> None:
+        """Implicit methods that factor a dense Jacobian."""
+        problem = self.case.problem
+        if problem.size > FITS_DENSE:
+            self.left_out |= dict.fromkeys(DENSE, f"a dense Jacobian of {problem.size} parameters")
+            return
+        hessian, flat = dense_hessian(problem), vector(problem.params)
+        seconds = median(s for s, _ in time_pairs(lambda: hessian(flat), lambda: hessian(flat), 1))
+        most = round(BUDGET / max(seconds, 1e-3))
+        self.by_flow("Kvaerno5", diffrax.Kvaerno5(), 1e-4, max_steps=most)
+        for method in DENSE[1:]:
+            for rtol in (1e-3, 1e-5) if seconds < 0.1 else (1e-4,):
+                name = method.removeprefix("scipy ")
+                self.note(method, rtol, by_scipy(problem, self.case.horizon, name, rtol, hessian))
+
+    def in_float32(self) -> None:
+        """The default in single precision."""
+        cast = lambda x: x.astype("float32") if eqx.is_inexact_array(x) else x
+        problem = self.case.problem
+        single = jtu.tree_map(cast, (problem.model(problem.params), problem.data))
+        case = self.case._replace(problem=gflow.Problem(*single, problem.loss))
+        race = Race(case, self.known, self.pace, self.price)
+        for rtol in TOLERANCES[:4]:
+            race.by_flow(f"{DEFAULT}, float32", None, rtol)
+        self.rows += race.rows
+
+
+def cost_of(problem: gflow.Problem, repeats: int) -> tuple[float, float]:
+    """Seconds of a gradient, and the time of a Hessian-vector product in gradients."""
+    gradient = eqx.filter_jit(lambda p: problem.gradient(p))
+    product = eqx.filter_jit(lambda p: problem.hvp(p, jtu.tree_map(jax.numpy.ones_like, p)))
+    pairs = time_pairs(lambda: product(problem.params), lambda: gradient(problem.params), repeats)
+    return median(second for _, second in pairs), median_ratio(pairs)
+
+
+def degree(stiffness: float, error: float) -> int:
+    """Smallest degree of a Chebyshev expansion of exp(-x) on [0, `stiffness`] with tail ≤ `error`."""
+    from scipy.special import ive
+
+    coefficients = 2 * ive(np.arange(4000), stiffness / 2)  # of exp(-x), by its generating function
+    tails = np.cumsum(coefficients[::-1])[::-1]
+    return int(np.argmax(tails <= error)) - 1
