@@ -111,6 +111,8 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
     tsit5 = lambda rows: _ratio(at_error(rows, DEFAULT, 1e-3), at_error(rows, "Tsit5", 1e-3))
     judge("P2, T=100: cost at 1e-3 / that of Tsit5", 1.0, ("P2, T=100",), tsit5)
     for name, result in problems.items():
+        if name.startswith("logistic"):  # whose limit attracts all that was wrong on the way
+            continue
         ratios = list(delivered(result["rows"]).values())
         fine = all(ratio is not None and 0.1 <= ratio <= 3 for ratio in ratios)
         found.append([f"{name}: delivered error / rtol", "0.1 … 3", _span(ratios), fine])

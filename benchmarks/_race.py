@@ -159,20 +159,23 @@ class Race:
 
     def explicit(self, tolerances: tuple[float, ...]) -> None:
         """Explicit methods of fixed order, at their limit of stability where the problem is stiff."""
-        affordable = BUDGET / len(tolerances) / self.pace / AT_LIMIT
-        until = self.case.horizon
-        if affordable < self.known.stiffness:
-            until = self.known.time_at(affordable)
+        until = self._affordable(self.pace, len(tolerances))
         for name, solver in EXPLICIT.items():
             for rtol in tolerances:
                 self.by_flow(name, solver, rtol, t_max=until)
         if torchdiffeq is None:
             self.left_out[TORCH] = MISSING
             return
-        # its Python costs more than a small gradient
-        slower = self.known.time_at(self.known.stiffness_until(until) * min(1, self.pace / 3e-4))
-        for rtol in tolerances[::2]:
-            self.note(TORCH, rtol, by_torchdiffeq(self.case.problem, slower, rtol), until=slower)
+        trial = by_torchdiffeq(self.case.problem, self.case.horizon / 1000, 1e-3)
+        tolerances = tolerances[::2]
+        until = self._affordable(trial.seconds / trial.gradients, len(tolerances))
+        for rtol in tolerances:
+            self.note(TORCH, rtol, by_torchdiffeq(self.case.problem, until, rtol), until=until)
+
+    def _affordable(self, pace: float, runs: int) -> float:
+        """The time until which so many runs of an explicit method fit into the budget."""
+        most = BUDGET / runs / pace / AT_LIMIT
+        return self.case.horizon if self.known.stiffness <= most else self.known.time_at(most)
 
     def dense(self) -> None:
         """Implicit methods that factor a dense Jacobian."""

@@ -43,7 +43,8 @@ def draw_errors(problems: Mapping[str, Any], path: Path) -> None:
     handles: dict[str, Any] = {}
     for ax, (name, result) in zip(axes.flat, problems.items(), strict=False):
         for method in METHODS:
-            points = sorted((r["error"], r["cost"]) for r in of(result["rows"], method) if r["error"])
+            count = "gradients" if method in (GD, RK4) else "cost"
+            points = sorted((r["error"], r[count]) for r in of(result["rows"], method) if r["error"])
             if points:
                 errors, costs = zip(*points, strict=True)
                 (handles[method],) = ax.loglog(costs, errors, label=method, **style(method))

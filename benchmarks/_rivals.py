@@ -4,6 +4,7 @@ Gradient descent and Runge-Kutta with steps of a fixed share of 1/λ(t), scipy's
 and torchdiffeq, if it is installed.
 """
 
+import importlib
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from scipy.integrate import solve_ivp
 
 import gflow
 
-try:
-    import torch
-    import torchdiffeq
+torch: Any
+torchdiffeq: Any
+try:  # of the extra `race`, which most do without, type checkers among them
+    torch, torchdiffeq = (importlib.import_module(name) for name in ("torch", "torchdiffeq"))
 except ImportError:
     torch = torchdiffeq = None
 
@@ -114,7 +116,6 @@ def dense_hessian(problem: gflow.Problem) -> Callable[[jax.Array], jax.Array]:
 
 def by_torchdiffeq(problem: gflow.Problem, horizon: float, rtol: float) -> Spent:
     """`torchdiffeq.odeint` by dopri5 on the same loss, written in torch."""
-    assert torch is not None and torchdiffeq is not None
     loss = _torch_loss(problem)
     flat, unravel = ravel_pytree(problem.params)
     start = torch.tensor(np.asarray(flat))
@@ -163,8 +164,8 @@ def _torch_loss(problem: gflow.Problem) -> Callable[[Any], Any]:
 
     def log_logistic(y):
         z = -target * network(parts(y), x)[:, 0]
-        near = torch.where(z < -20, 0.0, z)
-        logs = torch.where(z < -20, z - z.exp() / 2, torch.nn.functional.softplus(near).log())
+        near, far = z.clamp(min=-20), z.clamp(max=-20)  # else the branch not taken makes a NaN
+        logs = torch.where(z < -20, far - far.exp() / 2, torch.nn.functional.softplus(near).log())
         return torch.logsumexp(logs, 0) - np.log(len(logs))
 
     return log_logistic

@@ -1,6 +1,6 @@
 """The race of solvers: gradients spent for the error reached, on stiff and nonstiff gradient flows.
 
-    python benchmarks/solvers.py [--quick] [--only PROBLEM] [--times] [--cache DIR] [--output DIR]
+    python benchmarks/solvers.py [--quick] [--only PROBLEM ...] [--times] [--cache DIR] [--output DIR]
 
 Every problem has a reference, cross-checked by a second method and kept in the cache. Errors are
 ‖θ(T) − reference‖ / ‖reference‖. Costs are gradients, with everything counted that a method spends on
@@ -9,8 +9,8 @@ degree of a polynomial that can damp the same stiffness ∫λ dt in one step: a 
 a linear problem. Counts of gradient descent and Runge-Kutta are without their products, counts with ~ follow
 ∫λ dt where a run would take minutes.
 
-`--only` measures one problem and puts it into the stored results, which say of each problem when and where it
-was measured; `--times` measures wall and compile times, beside the runs stored.
+`--only` measures some problems and puts them into the stored results, which say of each when and where it was
+measured; `--times` measures wall and compile times, beside the runs stored.
 """
 
 import sys
@@ -22,7 +22,7 @@ import jax
 from _bars import rendered
 from _race import measure
 from _race_pictures import draw_errors, draw_stiffness
-from _race_times import COMPILED, WALL, compile_pairs, first_call, wall
+from _race_times import WALL, compile_pairs, first_call, wall
 from _report import circumstances, parser, stored, write
 from _stiff import Stiff, problems
 
@@ -42,12 +42,12 @@ def main() -> None:
     """Runs the race, prints the tables and writes the files."""
     jax.config.update("jax_enable_x64", True)
     warnings.filterwarnings("ignore", message="the loss rose")
-    cases = {case.name: case for case in problems()}
     if sys.argv[1:2] == ["--first-call"]:  # in a fresh process
-        print(first_call(cases[COMPILED], sys.argv[2]))
+        print(first_call(sys.argv[2]))
         return
+    cases = {case.name: case for case in problems()}
     options = parser(__doc__)
-    options.add_argument("--only", metavar="PROBLEM", choices=cases, help="this one, into what is stored")
+    options.add_argument("--only", nargs="+", metavar="PROBLEM", choices=cases, help="into what is stored")
     options.add_argument("--times", action="store_true", help="wall and compile times, into what is stored")
     cache = Path.home() / ".cache" / "gflow-references"
     options.add_argument("--cache", type=Path, default=cache, help="folder of the references")
@@ -58,11 +58,12 @@ def main() -> None:
     results = stored("solvers", arguments.output) if kept else {}
     results = {"quick": arguments.quick, "problems": {}} | results
     for name, case in cases.items():
-        if name == arguments.only or not kept:
+        if name in (arguments.only or ()) or not kept:
             results["problems"][name] = measure(case, arguments.cache, arguments.quick)
             order = [key for key in cases if key in results["problems"]]
             results["problems"] = {key: results["problems"][key] for key in order}
             write("solvers", results, arguments.output)  # after each, so that nothing is lost
+            jax.clear_caches()  # none of its programs comes again
     if arguments.times:
         results |= times(cases, results["problems"], 1 if arguments.quick else 5)
     path = write("solvers", results, arguments.output)
