@@ -30,10 +30,10 @@ DENSE = ("Kvaerno5", "scipy LSODA", "scipy BDF", "scipy Radau")
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # Seconds that a rival may take on a problem. Beyond, its count is that of a shorter horizon times the ratio
 # of ∫λ dt (explicit methods), it is ∫λ dt itself (steps of a share of 1/λ), or it ends (dense Jacobians).
-BUDGET = 200.0
+BUDGET = 120.0
 # Gradients of an adaptive explicit method per ∫λ dt, at its limit of stability.
 AT_LIMIT = 3.3
-LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2500, 300  # parameters
+LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2000, 300  # parameters
 IN_FLOAT32 = ("P1, T=75", "P2, T=100", "P3, T=15")
 
 
@@ -41,9 +41,9 @@ def measure(case: Stiff, cache: Path, quick: bool) -> dict[str, Any]:
     """All methods on one problem."""
     print(case.name, flush=True)
     known = reference(case, cache)
-    pace, price = cost_of(case.problem, 5 if case.problem.size > LARGE else 25)
+    pace, price = cost_of(case.problem, *((2, 5) if case.problem.size > LARGE else (50, 15)))
     race = Race(case, known, pace, price)
-    race.own(TOLERANCES[1:2] if quick else TOLERANCES)
+    race.own(TOLERANCES[1:2] if quick else TOLERANCES[:3] if case.costly else TOLERANCES)
     race.steps_of_a_share()
     if not case.costly:
         race.explicit(TOLERANCES[1:2] if quick else (1e-3,) if race.large else (1e-3, 1e-5, 1e-6, 1e-7))
@@ -73,6 +73,7 @@ class Race:
     def __init__(self, case: Stiff, known: Reference, pace: float, price: float):
         self.case, self.known, self.pace, self.price = case, known, pace, price
         self.large = case.problem.size > LARGE
+        self.budget = BUDGET * 3 if self.large else BUDGET  # where runs are few and long
         self.rows: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
 
@@ -101,28 +102,23 @@ class Race:
             note = "at least: one Jacobian a step, no second evaluation of a stage"
         else:
             gradients -= stats["record_gradients"]
-        spent = Spent(vector(run.model), gradients, hvps, run.ok, stats["seconds"] - stats["compile_seconds"])
+        seconds = max(0.0, stats["seconds"] - stats["compile_seconds"])
+        spent = Spent(vector(run.model), gradients, hvps, until, seconds)
         more = {key: stats[key] for key in ("solver", "steps", "rejected", "compile_seconds")}
         if isinstance(solver, gflow.solvers.AbstractFlowSolver | None):
             more["radius_gradients"] = stats["radius_gradients"]
-        self.note(method, rtol, spent, note or (run.reason if not run.ok else ""), until=until, **more)
+        if not run.ok:
+            spent, note = spent._replace(until=0.0), run.reason
+        self.note(method, rtol, spent, note, **more)
 
-    def note(
-        self,
-        method: str,
-        rtol: float | None,
-        spent: Spent,
-        note: str = "",
-        *,
-        until: float | None = None,
-        **more: Any,
-    ) -> None:
-        """One more row; from a run up to an earlier time, its counts scaled by ∫λ dt."""
-        error = distance(spent.params, self.known.params) if spent.finished else None
-        gradients, hvps = float(spent.gradients), float(spent.hvps)
-        if until is not None and until < self.case.horizon:
-            error, note = None, f"counted up to {until:.3g}, then as ∫λ dt"
-            scale = self.known.stiffness / self.known.stiffness_until(until)
+    def note(self, method: str, rtol: float | None, spent: Spent, note: str = "", **more: Any) -> None:
+        """One more row. The counts of a run that ends before the horizon go on as ∫λ dt, unless noted."""
+        gradients, hvps, error = float(spent.gradients), float(spent.hvps), None
+        if spent.until >= self.case.horizon:
+            error = distance(spent.params, self.known.params)
+        elif not note:
+            note = f"counted up to {spent.until:.3g}, then as ∫λ dt"
+            scale = self.known.stiffness / self.known.stiffness_until(spent.until)
             gradients, hvps = scale * gradients, scale * hvps
         row = {
             "method": method,
@@ -147,35 +143,29 @@ class Race:
                 continue
             nominal = order * self.known.stiffness / share
             seconds = self.pace * nominal * (1 + 3 * self.price / order / every)
-            counted = Spent(np.zeros(0), round(nominal), 0, False, 0.0)
-            if seconds > BUDGET:
+            counted = Spent(np.zeros(0), round(nominal), 0, 0.0, 0.0)
+            if seconds > self.budget:
                 self.note(method, None, counted, "∫λ dt, not run")
                 continue
             run = march(self.case.problem, self.case.horizon, share, order, round(4 * nominal) + 100, every)
-            if run.finished:
+            if run.until >= self.case.horizon:
                 self.note(method, None, run)
             else:
                 self.note(method, None, counted, "diverged; counted as ∫λ dt")
 
     def explicit(self, tolerances: tuple[float, ...]) -> None:
         """Explicit methods of fixed order, at their limit of stability where the problem is stiff."""
-        until = self._affordable(self.pace, len(tolerances))
+        most = self.budget / len(tolerances)
+        stiffness = most / self.pace / AT_LIMIT
+        until = self.case.horizon if self.known.stiffness <= stiffness else self.known.time_at(stiffness)
         for name, solver in EXPLICIT.items():
             for rtol in tolerances:
                 self.by_flow(name, solver, rtol, t_max=until)
         if torchdiffeq is None:
             self.left_out[TORCH] = MISSING
             return
-        trial = by_torchdiffeq(self.case.problem, self.case.horizon / 1000, 1e-3)
-        tolerances = tolerances[::2]
-        until = self._affordable(trial.seconds / trial.gradients, len(tolerances))
-        for rtol in tolerances:
-            self.note(TORCH, rtol, by_torchdiffeq(self.case.problem, until, rtol), until=until)
-
-    def _affordable(self, pace: float, runs: int) -> float:
-        """The time until which so many runs of an explicit method fit into the budget."""
-        most = BUDGET / runs / pace / AT_LIMIT
-        return self.case.horizon if self.known.stiffness <= most else self.known.time_at(most)
+        for rtol in tolerances[::2]:
+            self.note(TORCH, rtol, by_torchdiffeq(self.case.problem, self.case.horizon, rtol, most))
 
     def dense(self) -> None:
         """Implicit methods that factor a dense Jacobian."""
@@ -185,12 +175,13 @@ class Race:
             return
         hessian, flat = dense_hessian(problem), vector(problem.params)
         seconds = median(s for s, _ in time_pairs(lambda: hessian(flat), lambda: hessian(flat), 1))
-        most = round(BUDGET / max(seconds, 1e-3))
-        self.by_flow("Kvaerno5", diffrax.Kvaerno5(), 1e-4, max_steps=most)
+        most = round(self.budget / 4 / max(seconds, 1e-4))
+        self.by_flow("Kvaerno5", diffrax.Kvaerno5(), 1e-3, max_steps=most)
         for method in DENSE[1:]:
             for rtol in (1e-3, 1e-5) if seconds < 0.1 else (1e-4,):
-                name = method.removeprefix("scipy ")
-                self.note(method, rtol, by_scipy(problem, self.case.horizon, name, rtol, hessian))
+                name, horizon = method.removeprefix("scipy "), self.case.horizon
+                run = by_scipy(problem, horizon, name, rtol, hessian, self.budget / 2)
+                self.note(method, rtol, run, "" if run.until >= horizon else f"ended at {run.until:.3g}")
 
     def in_float32(self) -> None:
         """The default in single precision."""
@@ -204,12 +195,19 @@ class Race:
         self.rows += race.rows
 
 
-def cost_of(problem: gflow.Problem, repeats: int) -> tuple[float, float]:
-    """Seconds of a gradient, and the time of a Hessian-vector product in gradients."""
-    gradient = eqx.filter_jit(lambda p: problem.gradient(p))
-    product = eqx.filter_jit(lambda p: problem.hvp(p, jtu.tree_map(jax.numpy.ones_like, p)))
+def cost_of(problem: gflow.Problem, count: int, repeats: int) -> tuple[float, float]:
+    """Seconds of a gradient, and the time of a Hessian-vector product in gradients.
+
+    In compiled loops of so many, as the solvers call them.
+    """
+
+    def loop(function):
+        move = lambda _, p: jtu.tree_map(lambda x, d: x - 1e-9 * d, p, function(p))
+        return eqx.filter_jit(lambda p: jax.lax.fori_loop(0, count, move, p))
+
+    gradient, product = loop(problem.gradient), loop(lambda p: problem.hvp(p, p))
     pairs = time_pairs(lambda: product(problem.params), lambda: gradient(problem.params), repeats)
-    return median(second for _, second in pairs), median_ratio(pairs)
+    return median(second for _, second in pairs) / count, median_ratio(pairs)
 
 
 def degree(stiffness: float, error: float) -> int:

@@ -81,7 +81,7 @@ def _computed(case: Stiff) -> Reference:
     if case.problem.size > 1e5:
         tolerances = (1e-9, 1e-7)
     if case.costly:
-        solver, other, tolerances = diffrax.Tsit5(), gflow.solvers.RKC3(), (1e-7, 1e-6)
+        solver, other, tolerances = diffrax.Tsit5(), gflow.solvers.RKC3(), (1e-6, 1e-5)
     rtol, looser = tolerances
     times = case.horizon * np.linspace(0, 1, 41 if case.problem.size > 1e5 else 101) ** 2
     watch = gflow.observe.Sharpness(rtol=1e-2)

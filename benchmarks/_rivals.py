@@ -33,8 +33,12 @@ class Spent(NamedTuple):
     params: np.ndarray
     gradients: int
     hvps: int
-    finished: bool
+    until: float  # the time reached
     seconds: float
+
+
+class OutOfTime(Exception):
+    """A run takes longer than it may."""
 
 
 def march(problem: gflow.Problem, horizon: float, share: float, order: int, limit: int, every: int) -> Spent:
@@ -46,8 +50,8 @@ def march(problem: gflow.Problem, horizon: float, share: float, order: int, limi
     arrays = jnp.asarray(horizon), jnp.asarray(share), jnp.asarray(limit // order)
     params, t, steps, hvps = jax.device_get(_marched(problem, *arrays, order, every))
     flat = np.asarray(ravel_pytree(params)[0])
-    finished = bool(t >= horizon and np.all(np.isfinite(flat)))
-    return Spent(flat, int(steps) * order, int(hvps), finished, perf_counter() - began)
+    until = float(t) if np.all(np.isfinite(flat)) else 0.0
+    return Spent(flat, int(steps) * order, int(hvps), until, perf_counter() - began)
 
 
 @eqx.filter_jit
@@ -88,24 +92,37 @@ def by_scipy(
     horizon: float,
     method: str,
     rtol: float,
-    hessian: Callable[[jax.Array], jax.Array],
+    hessian: Callable[[Any], jax.Array],
+    most: float,
 ) -> Spent:
-    """A method of `scipy.integrate.solve_ivp` with dense Jacobians, P Hessian-vector products each."""
+    """A method of `scipy.integrate.solve_ivp` with dense Jacobians, P Hessian-vector products each.
+
+    It ends after `most` seconds.
+    """
     flat, unravel = ravel_pytree(problem.params)
     gradient = eqx.filter_jit(lambda y: ravel_pytree(problem.gradient(unravel(y)))[0])
-    began = perf_counter()
-    found = solve_ivp(
-        lambda t, y: -np.asarray(gradient(jnp.asarray(y))),
-        (0, horizon),
-        np.asarray(flat),
-        method=method,
-        rtol=rtol,
-        atol=0.1 * rtol,
-        jac=lambda t, y: -np.asarray(hessian(jnp.asarray(y))),
-        t_eval=[horizon],
-    )
-    end = found.y[:, -1] if found.success else np.full(flat.size, np.nan)
-    return Spent(end, found.nfev, found.njev * flat.size, found.success, perf_counter() - began)
+    gradients = jacobians = 0
+    reached, began = 0.0, perf_counter()
+
+    def field(t, y):
+        nonlocal gradients, reached
+        gradients, reached = gradients + 1, t
+        if perf_counter() - began > most:
+            raise OutOfTime
+        return -np.asarray(gradient(jnp.asarray(y)))
+
+    def jacobian(t, y):
+        nonlocal jacobians
+        jacobians += 1
+        return -np.asarray(hessian(jnp.asarray(y)))
+
+    end, options = np.asarray(flat), {"rtol": rtol, "atol": 0.1 * rtol, "jac": jacobian, "t_eval": [horizon]}
+    try:
+        found = solve_ivp(field, (0, horizon), end, method=method, **options)
+        end, reached = (found.y[:, -1], horizon) if found.success else (end, reached)
+    except OutOfTime:
+        pass
+    return Spent(end, gradients, jacobians * flat.size, reached, perf_counter() - began)
 
 
 def dense_hessian(problem: gflow.Problem) -> Callable[[jax.Array], jax.Array]:
@@ -114,28 +131,33 @@ def dense_hessian(problem: gflow.Problem) -> Callable[[jax.Array], jax.Array]:
     return eqx.filter_jit(jax.jacfwd(lambda y: ravel_pytree(problem.gradient(unravel(y)))[0]))
 
 
-def by_torchdiffeq(problem: gflow.Problem, horizon: float, rtol: float) -> Spent:
-    """`torchdiffeq.odeint` by dopri5 on the same loss, written in torch."""
+def by_torchdiffeq(problem: gflow.Problem, horizon: float, rtol: float, most: float = np.inf) -> Spent:
+    """`torchdiffeq.odeint` by dopri5 on the same loss, written in torch, for at most so many seconds."""
     loss = _torch_loss(problem)
     flat, unravel = ravel_pytree(problem.params)
     start = torch.tensor(np.asarray(flat))
-    count = 0
+    count, reached, began = 0, 0.0, perf_counter()
 
     def field(t, y):
-        nonlocal count
-        count += 1
+        nonlocal count, reached
+        count, reached = count + 1, float(t)
+        if perf_counter() - began > most:
+            raise OutOfTime
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             return -torch.autograd.grad(loss(y), y)[0]
 
     ours = np.asarray(ravel_pytree(problem.gradient(unravel(flat)))[0])
-    np.testing.assert_allclose(-field(None, start).numpy(), ours, atol=1e-9 * np.abs(ours).max())
-    count = 0
-    began = perf_counter()
+    np.testing.assert_allclose(-field(0.0, start).numpy(), ours, atol=1e-9 * np.abs(ours).max())
+    count, began, end = 0, perf_counter(), start
     times = torch.tensor([0.0, horizon], dtype=start.dtype)
-    with torch.no_grad():
-        end = torchdiffeq.odeint(field, start, times, rtol=rtol, atol=0.1 * rtol, method="dopri5")[-1]
-    return Spent(end.numpy(), count, 0, True, perf_counter() - began)
+    try:
+        with torch.no_grad():
+            end = torchdiffeq.odeint(field, start, times, rtol=rtol, atol=0.1 * rtol, method="dopri5")[-1]
+        reached = horizon
+    except OutOfTime:
+        pass
+    return Spent(end.numpy(), count, 0, reached, perf_counter() - began)
 
 
 def _torch_loss(problem: gflow.Problem) -> Callable[[Any], Any]:

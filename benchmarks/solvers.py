@@ -7,7 +7,7 @@ Every problem has a reference, cross-checked by a second method and kept in the 
 the curvature, Hessian-vector products at their measured price in gradients. `degree` is the smallest
 degree of a polynomial that can damp the same stiffness ∫λ dt in one step: a bound for all explicit methods on
 a linear problem. Counts of gradient descent and Runge-Kutta are without their products, counts with ~ follow
-∫λ dt where a run would take minutes.
+∫λ dt where a run would take minutes. torchdiffeq takes part if it is installed, `pip install -e ".[race]"`.
 
 `--only` measures some problems and puts them into the stored results, which say of each when and where it was
 measured; `--times` measures wall and compile times, beside the runs stored.

@@ -92,9 +92,9 @@ def test_steps_of_a_share_of_the_sharpness():
     problem = gflow.Problem({"w": jnp.array([1.0, 1.0])}, jnp.array([4.0, 0.0]), loss)
     factor = sum((-0.5) ** k / math.factorial(k) for k in range(5))
     run = march(problem, 1.0, 0.5, 4, 1000, 1)
-    assert run.finished and run.gradients == 32 and run.hvps > 0
+    assert run.until == 1 and run.gradients == 32 and run.hvps > 0
     np.testing.assert_allclose(run.params, [factor**8, 1], rtol=0.05)  # λ is followed to a per cent
-    assert not march(problem, 1.0, 0.5, 4, 12, 1).finished
+    assert march(problem, 1.0, 0.5, 4, 12, 1).until == pytest.approx(3 / 8, rel=0.05)
 
 
 def test_a_reference_is_that_of_the_problem(monkeypatch, tmp_path):
