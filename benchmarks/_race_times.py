@@ -30,7 +30,8 @@ def wall(case: Stiff, rows: Rows) -> dict[str, Any]:
         pair = _run(case, DEFAULT, ours), _run(case, rival, theirs)
         for run in pair:
             run(case.horizon / 100)  # compiles, because the horizon is not compiled in
-        timed = time_pairs(*(lambda run=run: run(case.horizon) for run in pair), WALL[case.name], warm=True)
+        a, b = (lambda run=run: run(case.horizon) for run in pair)
+        timed = time_pairs(a, b, WALL[case.name], warm=True)
         found[rival] = {"rtol": [ours, theirs], "errors": [error, other], "seconds": timed}
         print(f"  {case.name}, {rival}: {timed}", flush=True)
     return found

@@ -71,7 +71,8 @@ def reference(case: Stiff, cache: Path) -> Reference:
             return found
     found = _computed(case)
     cache.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **(found._asdict() | {"how": json.dumps(found.how)}))
+    how = json.dumps(found.how)
+    np.savez(path, params=found.params, times=found.times, sharpness=found.sharpness, how=how)
     return found
 
 
