@@ -152,7 +152,8 @@ def test_same_steps_and_parameters_as_diffeqsolve(solver, dtype):
         np.testing.assert_allclose(ours, theirs[-1], rtol=0, atol=1e-12)
 
 
-def test_gradients_spent_on_the_spectral_radius_are_told(network):
+def test_gradients_spent_on_the_spectral_radius_are_told():
+    network = tanh_network()
     stats = [
         gflow.integrate(*network, 5.0, solver=solver, save_at=2).stats
         for solver in (gflow.solvers.RKC2(), diffrax.Tsit5())
