@@ -19,6 +19,7 @@ from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
+from gflow._switch import Switch
 from gflow._trajectory import Trajectory
 from gflow._two_phase import TwoPhaseRun
 from gflow._watch import Watch
@@ -176,14 +177,14 @@ def flow_run(
     _refuse_names(observables, recorded)
     watch = Watch(stop, observables, dtype, recorded)
     times = _save_times(save_at, t_max, bool(watch), dtype)
-    reason = "named by the user"
+    reason, rival = "named by the user", None
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             # another clock divides the decay, but not ∇L, by what depends on θ
             decays = isinstance(flow, WeightDecay) and isinstance(clock, Time)
             symmetric = isinstance(flow, GradientFlow) or decays
-            solver, reason = choose(problem, rtol, symmetric=symmetric, clock=clock)
+            solver, reason, rival = choose(problem, rtol, symmetric=symmetric, clock=clock)
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
@@ -240,6 +241,7 @@ def flow_run(
         max_steps=most if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
+        switch=None if rival is None else Switch(path, rival, rtol, atol),
     )
 
 

@@ -8,6 +8,7 @@ from gflow._problem import Problem
 from gflow.clocks import AbstractClock, LogLoss, Time
 from gflow.losses import Log
 from gflow.solvers._dense import EXPRB43
+from gflow.solvers._exprb import EXPRB32
 from gflow.solvers._kinks import has_kinks
 from gflow.solvers._rkc import RKC2, RKC3
 
@@ -17,10 +18,11 @@ _DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
-    """A solver and, in one sentence, why."""
+    """A solver, in one sentence why, and another one to which a run may change."""
 
     solver: dfx.AbstractSolver
     reason: str
+    rival: EXPRB32 | None = None
 
 
 def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
@@ -59,4 +61,4 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
         return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
     if has_kinks(problem.value, problem.params):
         return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
-    return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")
+    return Choice(RKC3(), "stabilised, so that stiffness costs about its square root", EXPRB32())
