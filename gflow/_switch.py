@@ -14,7 +14,6 @@ from jaxtyping import Array
 from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
 from gflow.solvers import EXPRB32, Predictive
-from gflow.solvers._exprb import EXPRBState
 from gflow.solvers._forecast import Forecast, forecast
 
 _GAIN = 2.0  # how many times cheaper per unit of time the other solver must look
@@ -96,8 +95,9 @@ class Switch(AbstractSwitch):
 
     def _into_second(self, state: FlowState, step: float) -> tuple[FlowPath, FlowState]:
         before = state.solver_state
-        zero = jnp.zeros_like(before.gradients)
-        after = EXPRBState(before.f0, zero, before.gradients, zero)
+        solver = self._second.solver
+        assert isinstance(solver, EXPRB32)
+        after = solver.begun(state.params, before.f0, before.gradients)
         return self._second, self._entered(state, after, jnp.minimum(state.t + step, self._second.t_max))
 
     def _back(self, state: FlowState) -> tuple[FlowPath, FlowState]:
