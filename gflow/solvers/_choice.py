@@ -14,6 +14,7 @@ from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
 _TIGHT = 1e-6
+_LARGE = 2_000_000  # parameters of which fifty copies take a gigabyte
 _DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
@@ -22,7 +23,7 @@ class Choice(NamedTuple):
 
     solver: dfx.AbstractSolver
     reason: str
-    rival: EXPRB32 | None = None
+    rival: RKC3 | None = None
 
 
 def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
@@ -61,4 +62,6 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
         return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
     if has_kinks(problem.value, problem.params):
         return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
-    return Choice(RKC3(), "stabilised, so that stiffness costs about its square root", EXPRB32())
+    if problem.size > _LARGE:
+        return Choice(RKC3(), "stabilised, because so many parameters leave no room for Krylov spaces")
+    return Choice(EXPRB32(), "exponential, so that a few large eigenvalues cost little", RKC3())
