@@ -22,14 +22,15 @@ _BEGIN = 0.3  # of EXPRB32's step, for the first one of RKC3, which has order tw
 
 
 class Switch(AbstractSwitch):
-    """A run begins with [`gflow.solvers.EXPRB32`][] and goes on with [`gflow.solvers.RKC3`][] where that is cheaper.
+    """A run begins with `gflow.solvers.EXPRB32` and goes on with `gflow.solvers.RKC3` where that pays.
 
-    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`. The radius ρ is that of the last
-    Krylov space. Where the gradients that an accepted step of EXPRB32 takes, rejections included, exceed `s`,
-    no few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then. If
-    later that costs more per unit of time than EXPRB32 did before, by a third, the run changes back. After many
-    steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov spaces leave out
-    is stiff, nothing else shows it.
+    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
+    Krylov space. Where an accepted step of EXPRB32 takes more gradients than that, rejections included, no
+    few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
+    it lies ahead. If RKC3 then costs a third more per unit of time than EXPRB32 did, the run changes back.
+
+    After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
+    spaces leave out is stiff, nothing else shows it.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
     """

@@ -29,18 +29,17 @@ class Choice(NamedTuple):
 def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
-    [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
-    `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it
-    is for gradient flow; without it the spectrum need not be real, and in plain time the choice is
-    `diffrax.Tsit5` as well.
-    So it is for networks with kinks, such as those of ReLU: every step meets some, and an error estimate of
-    high order that feels them makes the steps tiny.
+    [`EXPRB32`][gflow.solvers.EXPRB32] for a smooth loss of at least 500 parameters and `rtol` from 1e-6,
+    otherwise `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric
+    matrix, as it is for gradient flow; without it the spectrum need not be real, and in plain time the
+    choice is `diffrax.Tsit5` as well. So it is for networks with kinks, such as those of ReLU: every step
+    meets some, and an error estimate of high order that feels them makes the steps tiny. Beyond two million
+    parameters, whose Krylov vectors would take too much memory, it is [`RKC3`][gflow.solvers.RKC3].
 
     The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
-    out of a saddle. Where there is none RKC3 loses little, and it preserves what exact evaluations of the
-    gradient preserve, such as signs and zeros of diagonal networks;
-    [`EXPRB32`][gflow.solvers.EXPRB32] does not, and on enormous horizons it needs several times as many
-    gradients; so it is never chosen unasked, although it needs half as many where eigenvalues stand apart.
+    out of a saddle. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
+    stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`. It does not
+    within ensembles, whose members advance together.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is

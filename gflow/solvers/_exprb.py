@@ -302,9 +302,9 @@ class EXPRB32(AbstractFlowSolver):
     def tolerances(self, rtol, atol):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
-        The delivered error is almost proportional to them; what Krylov spaces leave out makes it fall a little
-        slower, $\propto$ `rtol`$^{0.8}$. At most 2e-3: beyond that a run gets dearer, not cheaper, because what is
-        left out is stiff, disturbs the estimate in the next steps, and makes them shorter.
+        The delivered error is almost proportional to them; what Krylov spaces leave out makes it fall a
+        little slower, $\propto$ `rtol`$^{0.8}$. At most 2e-3: beyond that a run gets dearer, not cheaper,
+        because what is left out is stiff, disturbs the estimate in the next steps, and makes them shorter.
         """
         inner = jnp.minimum(rtol * (rtol / 1e-3) ** 0.2, 2e-3)
         return inner, inner / rtol * atol

@@ -59,7 +59,8 @@ class _AbstractRKC(AbstractFlowSolver):
     def begun(self, t0, y0, f0, gradients, radius, direction) -> RKCState:
         """The state at a point where the field is `f0`, after so many gradients.
 
-        The spectral radius is about `radius`; the first step probes it once along `direction`, its unit vector.
+        The spectral radius is about `radius`, found along the unit vector `direction`, where the first step
+        probes it anew.
         """
         return _begun(la.as_time(t0), y0, f0, gradients, radius, direction, self.memory, self.every)
 
