@@ -26,20 +26,23 @@ class Choice(NamedTuple):
     rival: RKC3 | None = None
 
 
-def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
+def choose(
+    problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None, alone: bool = True
+) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
     [`EXPRB32`][gflow.solvers.EXPRB32] for a smooth loss of at least 500 parameters and `rtol` from 1e-6,
     otherwise `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric
     matrix, as it is for gradient flow; without it the spectrum need not be real, and in plain time the
     choice is `diffrax.Tsit5` as well. So it is for networks with kinks, such as those of ReLU: every step
-    meets some, and an error estimate of high order that feels them makes the steps tiny. Beyond two million
-    parameters, whose Krylov vectors would take too much memory, it is [`RKC3`][gflow.solvers.RKC3].
+    meets some, and an error estimate of high order that feels them makes the steps tiny. Beyond two
+    million parameters, whose Krylov vectors would take too much memory, it is [`RKC3`][gflow.solvers.RKC3],
+    and so for the members of an ensemble, which aren't `alone`: Krylov spaces of different sizes waste
+    time together.
 
     The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
     out of a saddle. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
-    stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`. It does not
-    within ensembles, whose members advance together.
+    stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
@@ -61,6 +64,8 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
         return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
     if has_kinks(problem.value, problem.params):
         return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
+    if not alone:
+        return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")
     if problem.size > _LARGE:
         return Choice(RKC3(), "stabilised, because so many parameters leave no room for Krylov spaces")
     return Choice(EXPRB32(), "exponential, so that a few large eigenvalues cost little", RKC3())
