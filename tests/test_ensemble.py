@@ -1,5 +1,6 @@
 """Many members at once: each as if it were alone, with its own end."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,10 @@ def member(model, i):
     return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, model)
 
 
-def test_every_member_follows_its_flow():
-    traj = gflow.integrate(MODELS, DECAY, 3.0, observe={"w": lambda m, _: m.w}, save_models=True, **FLOW)
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Ralston(), diffrax.Kvaerno5()])
+def test_every_member_follows_its_flow(solver):
+    call = FLOW | dict(observe={"w": lambda m, _: m.w}, save_models=True, solver=solver)
+    traj = gflow.integrate(MODELS, DECAY, 3.0, **call)
     exact = STARTS[:, None] * np.exp(-np.linspace(0, 3, 11))
     assert traj.status == "success" and traj.statuses == ("success",) * 4 and traj.t.shape == (11,)
     np.testing.assert_allclose(traj["w"], exact, rtol=1e-7)
