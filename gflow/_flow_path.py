@@ -339,9 +339,11 @@ class FlowPath(AbstractPath):
     def doubts(self, state, losses):
         """A start that `atol` swamps, a loss that climbs, one that halts before the data are separated."""
         found = []
-        atol, start = getattr(self.controller, "atol", None), self.problem.params
+        atol = getattr(self.controller, "atol", None)
         if atol is not None:
-            scale = float(_tree.norm(start)) / self.problem.size**0.5
+            start = np.concatenate([np.ravel(p) for p in jtu.tree_leaves(self.problem.params)])
+            largest = np.max(np.abs(start), initial=np.finfo(start.dtype).tiny)
+            scale = float(largest * np.sqrt(np.mean((start / largest) ** 2)))
             if 0 < scale < 10 * float(atol):
                 found.append(
                     f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the start, "

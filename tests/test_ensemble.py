@@ -89,6 +89,13 @@ def test_members_stop_where_they_would_alone():
     np.testing.assert_array_equal(np.isnan(lower.loss[0]), [False] + [True] * 10)
 
 
+def test_a_member_whose_start_atol_swamps_is_named():
+    tiny = Scalar(jnp.array([0.1, 1e-12, 0.3, 0.2]), jnp.ones(4))
+    with pytest.warns(UserWarning, match="^member 1: atol = 1.0e-12 is not far below the scale 1.0e-12"):
+        traj = gflow.integrate(tiny, DECAY, 1.0, **FLOW)
+    assert len(traj.warnings) == 1
+
+
 @pytest.mark.slow
 def test_each_member_is_its_single_run():
     starts = jnp.exp(jax.random.uniform(jax.random.key(0), (6, 4), minval=-9.0, maxval=-2.0)) ** (1 / 3)
