@@ -37,6 +37,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_attempt"}, {"_tree"}),  # one attempted step of a solver, for one member or all
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
+    ({"_switch"}, "above"),  # another solver in the midst of a run
     ({"_ensemble"}, "above"),  # many members at once
     ({"_two_phase"}, "above"),  # one run after the other
     ({"_integrate", "_descend"}, "above"),  # the two verbs
