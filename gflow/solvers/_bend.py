@@ -4,7 +4,7 @@ A solution that relaxes on ever longer time scales has derivatives in t that are
 and steps that grow in proportion to the time that has passed. In s = log(1 + ρx)/ρ, where x counts steps
 from the present and ρ is the growth from one step to the next, past values are evenly spaced, and the
 solution bends little. A polynomial in s also has small weights where one in x amplifies errors of the past:
-the recursion is stable for steps that grow, by the half in each step (`benchmarks/_rkc_stability.py`).
+the recursion is stable for steps that grow by a third each (`benchmarks/_rkc_stability.py`).
 """
 
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from . import _linalg as la
 from ._linalg import Scalar, Vector
 
-# Bound on the sum of weights of the past in the third derivative of q: with more, errors of the past may grow.
+# Bound on the sum of weights of the past in the third derivative of q: with more, its errors may grow.
 _MOST_WEIGHT = 24.0
 _LONG = 16  # steps over which their growth is averaged, because a jitter of s costs accuracy
 _SUDDEN = 0.3  # change of ln h beyond which it tells of a rejection, not of the time scale
