@@ -15,7 +15,7 @@ from gflow import _tree
 from gflow._problem import Problem
 
 
-def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.FunctionLinearOperator:
+def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.AbstractLinearOperator:
     """The Hessian H = ∇²L(θ) as a symmetric [lineax](https://docs.kidger.site/lineax/) operator.
 
     `hessian(problem).mv(v)` is a Hessian-vector product, for `v` a PyTree like the parameters; it costs about
@@ -26,7 +26,11 @@ def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.Functio
     **Arguments:** the `problem`, and `params`, where on it; by default `problem.params`.
     """
     params = problem.params if params is None else params
-    return symmetric(jtu.Partial(Problem.hvp, problem, params), params)
+    if problem.chunk_size is not None:  # then the examples' activations mustn't all be kept
+        return symmetric(jtu.Partial(Problem.hvp, problem, params), params)
+    return lx.JacobianLinearOperator(
+        jtu.Partial(_gradient), params, problem, lx.symmetric_tag, closure_convert=False
+    )
 
 
 def block(
@@ -138,7 +142,11 @@ def as_operator(
 def on_vectors(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[Callable[[Array], Array], Callable[[Array], PyTree[Array]], Float[Array, "P"]]:
-    """The operator as a function of flat vectors, how to unravel one, and the zero vector."""
+    """The operator as a function of flat vectors, how to unravel one, and the zero vector.
+
+    For several products at one place: what they share is computed here, before a loop and its branches.
+    """
+    operator = lx.linearise(operator)
     zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
     zero, unravel = ravel_pytree(zeros)
     return lambda v: ravel_pytree(operator.mv(unravel(v)))[0], unravel, zero
@@ -151,6 +159,10 @@ def check_finite(numbers: Array) -> None:
             "problem must have a finite Hessian, but a Hessian-vector product gave NaN or infinity; check "
             "the parameters and the loss."
         )
+
+
+def _gradient(params: PyTree[Array], problem: Problem) -> PyTree[Array]:
+    return problem.gradient(params)
 
 
 def _restricted(operator: lx.AbstractLinearOperator, v: PyTree[Array]) -> PyTree[Array]:
