@@ -538,22 +538,61 @@ def main() -> None:
     results["torch"] = in_torch(double, 1 if quick else 3)
     results["recording"] = recording(40 if quick else 500, 1 if quick else 5)
 
-    keys = ["k", "method", "phase", "hvps", "most_hvps", "median_error", "largest_error", "milliseconds"]
-    for run in results["tracking"]:
-        print(f"\nseed {run['seed']}, {run['dtype']}, onset at step {run['onset']}")
-        print(table(keys, ([row[key] for key in keys] for row in run["rows"])))
-    keys = ["k", "method", "hvps", "median_error", "largest_error", "largest_residual", "milliseconds"]
-    print("\nat one place\n" + table(keys, ([row[key] for key in keys] for row in results["one_place"])))
-    keys = ["method", "hvps", *(f"moment {p}" for p in range(1, 5)), "milliseconds"]
-    print("\ndensity\n" + table(keys, ([row[key] for key in keys] for row in results["density"])))
-    keys = ["method", "hvps", "median_error", "largest_error"]
-    print("\nin torch\n" + table(keys, ([row[key] for key in keys] for row in results["torch"]["rows"])))
-    if results["torch"]["left_out"]:
-        print(f"left out, because not installed: {', '.join(results['torch']['left_out'])}")
-    print("\n" + table(["measured", "value", "target", "met"], verdicts(results)))
+    text = tables(results)
+    print(text)
     path = write("curvature", results, arguments.output)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
     print(f"\n{path} written")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All parts as markdown."""
+
+    def part(title: str, rows: list[dict[str, Any]], **columns: str) -> str:
+        return f"{title}\n\n" + table(list(columns.values()), ([row[key] for key in columns] for row in rows))
+
+    errors = {"median_error": "median error", "largest_error": "largest error"}
+    parts = [
+        part(
+            f"Followed along descent, seed {run['seed']}, {run['dtype']}, onset at step {run['onset']}:",
+            run["rows"],
+            k="k",
+            method="method",
+            phase="onset",
+            hvps="HVPs a step",
+            most_hvps="at most",
+            **errors,
+            milliseconds="ms",
+        )
+        for run in results["tracking"]
+    ]
+    one = {"k": "k", "method": "method", "hvps": "HVPs", **errors}
+    parts.append(
+        part(
+            "At one place, to a relative residual of 1e-6:",
+            results["one_place"],
+            **one,
+            largest_residual="largest residual",
+            milliseconds="ms",
+        )
+    )
+    torch = results["torch"]
+    parts.append(part("The same in torch:", torch["rows"], **one))
+    if torch["left_out"]:
+        parts.append(f"Left out, because not installed: {', '.join(torch['left_out'])}.")
+    parts.append(
+        part(
+            "Moments of the spectral density, largest error:",
+            results["density"],
+            method="method",
+            hvps="HVPs",
+            **{f"moment {p}": f"(1/P) tr H^{p}" for p in range(1, 5)},
+            milliseconds="ms",
+        )
+    )
+    parts.append("In sum:\n\n" + table(["measured", "value", "target", "met"], verdicts(results)))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
