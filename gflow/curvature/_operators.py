@@ -142,11 +142,7 @@ def as_operator(
 def on_vectors(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[Callable[[Array], Array], Callable[[Array], PyTree[Array]], Float[Array, "P"]]:
-    """The operator as a function of flat vectors, how to unravel one, and the zero vector.
-
-    For several products at one place: what they share is computed here, before a loop and its branches.
-    """
-    operator = lx.linearise(operator)
+    """The operator as a function of flat vectors, how to unravel one, and the zero vector."""
     zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
     zero, unravel = ravel_pytree(zeros)
     return lambda v: ravel_pytree(operator.mv(unravel(v)))[0], unravel, zero

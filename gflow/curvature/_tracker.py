@@ -130,7 +130,8 @@ def follow(
     """
     theta, unravel = ravel_pytree(params)
     operator = hessian(problem, params) if isinstance(problem, Problem) else problem
-    matvec, _, _ = on_vectors(operator)
+    # What all products share must be computed here: XLA takes it out of loops, but not out of branches.
+    matvec, _, _ = on_vectors(lx.linearise(operator))
     dtype = theta.dtype
     rtol = (1e-6 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     max_hvps = default_hvps(k) if max_hvps is None else max_hvps
