@@ -130,12 +130,7 @@ def as_operator(
             "problem must be a gflow.Problem or a symmetric lineax operator, but is a "
             f"{type(problem).__name__}; gflow.Problem(model, data, loss) makes one."
         )
-    dtypes = {leaf.dtype for leaf in jtu.tree_leaves(operator.in_structure())}
-    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)} or len(dtypes) > 1:
-        raise ValueError(
-            "problem must have parameters in float32 or float64, but they are "
-            f"{' and '.join(sorted(map(str, dtypes)))}, which can't resolve eigenvalues; cast the model."
-        )
+    check_dtype(operator.in_structure())
     return operator
 
 
@@ -146,6 +141,16 @@ def on_vectors(
     zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
     zero, unravel = ravel_pytree(zeros)
     return lambda v: ravel_pytree(operator.mv(unravel(v)))[0], unravel, zero
+
+
+def check_dtype(params: PyTree) -> None:
+    """Raises `ValueError` unless the parameters, or their shapes and dtypes, can resolve eigenvalues."""
+    dtypes = {leaf.dtype for leaf in jtu.tree_leaves(params)}
+    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)} or len(dtypes) > 1:
+        raise ValueError(
+            "problem must have parameters in float32 or float64, but they are "
+            f"{' and '.join(sorted(map(str, dtypes)))}, which can't resolve eigenvalues; cast the model."
+        )
 
 
 def check_finite(numbers: Array) -> None:
