@@ -532,9 +532,8 @@ def main() -> None:
         print(seed, dtype, flush=True)
     double = descent(0, "float64", 20 if quick else 400, 3, (1,))
     results["one_place"] = at_one_place(double, (1, 6), 1 if quick else 3)
-    results["density"] = moments(
-        double, 1 if quick else 3, [(50, 200, 10), (20, 30, 50)][: 1 if quick else 2]
-    )
+    ways = [(20, 30, 10)] if quick else [(50, 200, 10), (20, 30, 50)]
+    results["density"] = moments(double, 1 if quick else 3, ways)
     results["torch"] = in_torch(double, 1 if quick else 3)
     results["recording"] = recording(40 if quick else 500, 1 if quick else 5)
 
