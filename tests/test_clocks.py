@@ -15,7 +15,8 @@ from scipy.optimize import minimize_scalar
 from systems import Factors, Linear, tanh_network
 
 import gflow
-from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase, course, log_elapsed
+from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase
+from gflow.clocks._log_time import course, log_elapsed
 from gflow.flows import AbstractFlow
 from gflow.losses import CrossEntropy, Exponential, Log, Logistic, Squared
 from gflow.stop import Crosses, LossBelow

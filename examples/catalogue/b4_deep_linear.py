@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from entry import Entry, above, below
 from references import max_margin
-from separable import SEEDS, direction_distance, follow, real, teacher, worst
+from separable import SEEDS, direction_distance, follow, real, separated, teacher, worst
 
 import gflow
 from gflow import bias
@@ -14,28 +14,31 @@ LEVELS = np.geomspace(10, 1e8, 8)
 STD = {2: 0.1, 3: 0.3}
 
 
-def along(depth, x, y, seed):
-    """At each level of −log L: distance to the separator, margin gap, misalignment, σ₂/σ₁ and log ‖θ‖."""
+OBSERVE = {
+    "w": lambda model, _: model.effective()[0],
+    "alignment": lambda model, _: bias.layer_alignment(model.matrices).min(),
+    "ratio": lambda model, _: bias.singular_value_ratio(model.matrices[0]),
+}
+
+
+def along(depth, x, y, seed, level):
+    """From the switch on: s, −log L, distance to the separator, margin gap, misalignment and σ₂/σ₁."""
     z = y[:, None] * x
     separator = max_margin(z)
     sizes = [x.shape[1], *[6] * (depth - 1), 1]
     model = gflow.models.DeepLinear.normal(sizes, STD[depth], key=jax.random.key(seed))
-    rows = []
-    for level in LEVELS:
-        model = follow(model, (x, y), level, np.zeros(1)).model
-        w = np.asarray(model.effective()[0])
-        margin = (z @ w).min() / np.linalg.norm(w) * np.linalg.norm(separator)
-        norm = jnp.sqrt(sum(jnp.sum(matrix**2) for matrix in model.matrices))
-        rows.append(
-            (
-                direction_distance(w, separator),
-                1 - margin,
-                1 - float(bias.layer_alignment(model.matrices).min()),
-                float(bias.singular_value_ratio(model.matrices[0])),
-                float(jnp.log(norm)),
-            )
-        )
-    return np.array(rows)
+    flow = follow(model, (x, y), level, np.linspace(0, 12, 97), observe=OBSERVE)
+    w = flow["w"]
+    margin = (w @ z.T).min(axis=1) / np.linalg.norm(w, axis=1) * np.linalg.norm(separator)
+    columns = (
+        flow.s,
+        -flow["log_loss"],
+        np.array([direction_distance(row, separator) for row in w]),
+        1 - margin,
+        1 - flow["alignment"],
+        flow["ratio"],
+    )
+    return np.array([column[separated(flow)] for column in columns])
 
 
 def run(quick: bool) -> Entry:
