@@ -72,8 +72,8 @@ def integrate(
     - `clock`: the variable in which the path is traversed, one of [`gflow.clocks`][]; by default plain time.
         Horizon, `dt0` and save times are in its unit, and stop conditions may also name `"log_loss"` (with a
         loss that has a logarithm of its own) and `"log_t"`. A clock other than plain time gives each step
-        a twentieth of the tolerances, controls the error of log t together with those of the parameters, and
-        accepts `rtol` up to 1e-4.
+        a twentieth of the tolerances, and less where an error of the parameters moves large margins; it
+        controls the error of log t by itself as well, and accepts `rtol` up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
         own the default is `diffrax.Tsit5()`.

@@ -46,7 +46,7 @@ class TwoPhaseRun:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""
         if self._second is None:
             result = self._first.trajectory(throw=False)
-            if result.status == "max_steps":
+            if result.status in ("max_steps", "clock_failure") and self._first.stopped_by is None:
                 reason = (
                     f"{result.reason}. The loss did not fall to the level at which the clock changes: the "
                     "data may not be separable by this model, or give a higher loss_below"

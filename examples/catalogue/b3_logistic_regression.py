@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from entry import Entry, below
+from entry import Entry, above, below
 from references import max_margin
 from separable import SEEDS, direction_distance, real, teacher, worst
 
@@ -75,6 +75,12 @@ def run(quick: bool) -> Entry:
                 "log t times the distance: relative change over a decade of τ",
                 worst(r[3] for r in runs.values()),
                 0.02,
+            ),
+            above("log t at τ = 1e5, least", min(r[0].log_t[-1] for r in runs.values()), 1e3),
+            below(
+                "seconds of a run, compilation apart, longest",
+                worst(r[0].stats["seconds"] - r[0].stats["compile_seconds"] for r in runs.values()),
+                10,
             ),
         ],
         draw,

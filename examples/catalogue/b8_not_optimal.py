@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 from entry import Entry, above, below, close
-from separable import follow, separated
+from separable import follow
 
 import gflow
 from gflow import bias

@@ -1,10 +1,12 @@
 """Classification data of the catalogue: separable, as rows x with labels ±1."""
 
+import dataclasses
+
 import diffrax
 import numpy as np
 
 import gflow
-from gflow.clocks import LogLoss, TwoPhase
+from gflow.clocks import LogLoss, LogNorm, TwoPhase
 from gflow.losses import Exponential
 from gflow.stop import Crosses
 
@@ -69,6 +71,16 @@ def follow_by_euler(model, data, level: float, save_at, step=1e-3, **options) ->
     """
     fixed = {"solver": diffrax.Euler(), "controller": diffrax.ConstantStepSize(), "dt0": step}
     return follow(model, data, level, save_at, clock=LogLoss(), max_steps=10**7, **fixed, **options)
+
+
+def follow_relu(model, data, level: float, save_at, **options) -> gflow.Trajectory:
+    """`follow` for ReLU networks that slide at first only: Euler's method takes the first phase.
+
+    The trajectory is that of the second part, from L = 0.3/n on.
+    """
+    start = follow_by_euler(model, data, np.log(len(data[1]) / 0.3), np.zeros(1))
+    flow = follow(start.model, data, level, save_at, clock=LogNorm(), **options)
+    return dataclasses.replace(flow, log_t=np.logaddexp(start.log_t[-1], flow.log_t))
 
 
 def separated(flow: gflow.Trajectory) -> slice:
