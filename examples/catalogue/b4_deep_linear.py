@@ -25,7 +25,7 @@ def along(depth, x, y, seed, level):
     separator = max_margin(z)
     sizes = [x.shape[1], *[6] * (depth - 1), 1]
     model = gflow.models.DeepLinear.normal(sizes, STD[depth], key=jax.random.key(seed))
-    flow = follow(model, (x, y), level, np.linspace(0, 10, 81), observe=OBSERVE, rtol=1e-5)
+    flow = follow(model, (x, y), level, np.linspace(0, 10, 81), observe=OBSERVE, rtol=1e-4)
     w = flow["w"]
     margin = (w @ z.T).min(axis=1) / np.linalg.norm(w, axis=1) * np.linalg.norm(separator)
     columns = (

@@ -6,6 +6,7 @@ from references import max_margin, max_margin_in, nonnegative_residual
 from separable import SEEDS, follow, real, separated, teacher, worst
 
 import gflow
+from gflow.clocks import LogLoss, TwoPhase
 
 LEVEL = 1e8
 BETA = {"beta": lambda model, _: model.effective()}
@@ -16,7 +17,9 @@ def depth_two(x, y, init):
     z = y[:, None] * x
     optimum = np.abs(max_margin_in(z, 1)).sum()
     model = gflow.models.Diagonal.constant(x.shape[1], init, 2)
-    flow = follow(model, (x, y), LEVEL, np.linspace(0, 10, 161), observe=BETA, atol=1e-2 * init**2)
+    # log-loss time, because its Jacobian is symmetric, so that the steps are cheaper
+    clock, save_at = TwoPhase(second=LogLoss()), np.linspace(0, 200, 801)
+    flow = follow(model, (x, y), LEVEL, save_at, clock=clock, observe=BETA, rtol=1e-5, atol=1e-2 * init**2)
     beta = flow["beta"][separated(flow)]
     excess = np.abs(beta).sum(axis=1) / (beta @ z.T).min(axis=1) / optimum - 1
     euclidean = np.abs(max_margin(z)).sum() / optimum - 1
