@@ -149,7 +149,6 @@ def run(quick: bool) -> Entry:
     plain, stochastic, normalised, flow = np.transpose(
         [finite_steps(*sets[f"random {seed}"], steps, jax.random.key(seed)) for seed in SEEDS]
     )
-    print(plain, stochastic, normalised, flow)
 
     def draw(figure):
         for axes, order in zip(figure.subplots(1, 2), (1, np.inf), strict=True):
