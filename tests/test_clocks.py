@@ -344,14 +344,14 @@ def test_arclength_of_a_classifier_outlives_its_loss():
     np.testing.assert_allclose(traj.log_t[1:], traj.s[1:], rtol=1e-9)
 
 
-def test_margins_beyond_the_range_of_floats_end_with_a_status():
-    # θ = eˢ, and qθ = ‖θ‖²/⟨θ, g⟩ θ overflows long before s = 800
-    start = Linear(jnp.array([3.0]))
-    traj = gflow.integrate(
-        start, ONE, 800.0, loss=Exponential(), clock=LogNorm(), save_at=[0.0, 10.0], throw=False
-    )
-    assert traj.status in ("nonfinite", "step_underflow") and np.isfinite(traj.model.w[0])
-    assert traj["log_loss"][1] == pytest.approx(-3 * np.exp(10), rel=1e-6)
+def test_margins_that_floats_do_not_tell_apart_end_with_a_status():
+    # θ = eˢ, of which an ulp is 1 at s = 37, and which overflows at s = 709
+    start, save_at = Linear(jnp.array([3.0])), [0.0, 10.0]
+    kwargs = dict(loss=Exponential(), clock=LogNorm(), save_at=save_at, throw=False)
+    traj = gflow.integrate(start, ONE, 800.0, **kwargs)
+    assert traj.status == "clock_failure" and "resolve" in traj.reason
+    assert 30 < np.log(traj.model.w[0]) < 37
+    assert traj["log_loss"][1] == pytest.approx(-3 * np.exp(10), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -539,7 +539,7 @@ def test_log_t_alone_costs_no_gradient():
 
 
 def test_more_that_is_refused():
-    for times in ([-1.0], [np.nan], [[0.5]], ["a"]):
+    for times in ([-1.0], [np.nan], np.ones((1, 1))):
         with pytest.raises(ValueError, match="times must be readings of the first clock"):
             TwoPhase(times=times)
     model, data = tanh_network(sizes=(3, 4, 1))

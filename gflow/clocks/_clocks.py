@@ -38,6 +38,8 @@ class AbstractClock(eqx.Module):
     - `max_rtol`: the largest tolerance at which its runs have been found right; looser ones are refused.
     - `share`: the part of the tolerance that a step may use up, a twentieth because errors add up over a
         long horizon.
+    - `longest`: the longest step, where the growth of the parameters sets one: records are interpolated by a
+        cubic, also those of solvers that are exact for any step.
     - `curves`: whether the derivative of its rate takes a Hessian-vector product.
     - `failure`: why a run ends in which the clock goes wrong; `refusal`: why one can't begin.
     """
@@ -45,6 +47,7 @@ class AbstractClock(eqx.Module):
     symbol: ClassVar[str]
     max_rtol: ClassVar[float] = 1e-4
     share: ClassVar[float] = 0.05
+    longest: ClassVar[float] = np.inf
     curves: ClassVar[bool] = True
     refusal: ClassVar[str] = ""
     failure: ClassVar[str] = (
@@ -138,6 +141,7 @@ class LogNorm(AbstractClock):
     """
 
     symbol: ClassVar[str] = "s"
+    longest: ClassVar[float] = 0.25
     refusal: ClassVar[str] = (
         "needs parameters whose norm grows where it starts, but ⟨θ, dθ/dt⟩ ≤ 0 there; begin with another "
         "clock until the loss is small, clock=gflow.clocks.TwoPhase()."

@@ -69,12 +69,18 @@ def advance(
     holds, descent = before.holds & jnp.isfinite(log_rate), before.descent
     if descent is not None:
         log_loss, steepness = height(problem, params)
+        holds &= ~is_blurred(log_loss, log_loss.dtype)
         if flow.descends:  # up to the error of the solver where the flow is at rest, and rounding
             allowed = 1e-2 + 100 * float(jnp.finfo(log_loss.dtype).eps) * jnp.abs(descent.lowest)
             holds &= log_loss <= descent.lowest + allowed
         lowest = jnp.minimum(descent.lowest, log_loss)
         descent = Descent(log_loss, lowest, steepness, jnp.maximum(descent.steepest, steepness))
     return Mark(log_t, log_rate, slope, rate, error, descent, holds)
+
+
+def is_blurred(log_loss: Array | float, dtype: np.dtype) -> Bool[Array, ""] | bool:
+    """Whether margins of that size can't be told apart to a tenth or better."""
+    return abs(log_loss) * float(jnp.finfo(dtype).eps) > 0.1
 
 
 def log_time(before: Mark, rate: Course, until: Array) -> Float[Array, ""]:
