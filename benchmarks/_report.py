@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,19 +20,20 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy", "torch", "torchdiffeq")
 
 
-def parse(doc: str | None, *, part: str | None = None) -> argparse.Namespace:
-    """The command line of a benchmark with that docstring: `quick`, `output`, and `only`, if it has parts."""
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smaller, to see that it works")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
-    if part is not None:
-        parser.add_argument(
-            "--only", metavar=part.upper(), help=f"this {part} alone, into the stored results"
-        )
-    return parser.parse_args()
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark with that docstring: `quick` and `output`."""
+    options = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    options.add_argument("--quick", action="store_true", help="smaller, to see that it works")
+    options.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
+    return options
+
+
+def parse(doc: str | None) -> argparse.Namespace:
+    """The arguments of a benchmark that takes no others."""
+    return parser(doc).parse_args()
 
 
 def write(name: str, results: Mapping[str, Any], output: str | os.PathLike = RESULTS) -> Path:
@@ -72,6 +74,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def circumstances() -> dict[str, Any]:
+    """Date, machine and versions, of a part of a file whose parts were measured apart."""
+    return {key: environment()[key] for key in ("date", "machine", "versions")}
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A markdown table that is aligned as plain text, too."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
@@ -81,10 +88,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def time_pairs(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> list[tuple[float, float]]:
+def time_pairs(
+    a: Callable[[], Any], b: Callable[[], Any], repeats: int, *, warm: bool = False
+) -> list[tuple[float, float]]:
     """Seconds of (a, b), timed one right after the other and in turns first, when both are warm."""
-    seconds(a)
-    seconds(b)
+    if not warm:
+        seconds(a)
+        seconds(b)
     pairs = []
     for i in range(repeats):
         if i % 2 == 0:
@@ -110,6 +120,16 @@ def seconds(function: Callable[[], Any]) -> float:
     began = perf_counter()
     jax.block_until_ready(function())
     return perf_counter() - began
+
+
+def fresh_seconds(script: str, *arguments: str) -> float:
+    """The seconds that a script prints, run in a fresh process that finds nothing compiled."""
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr}")
+    return float(done.stdout)
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from _networks import digits, digits_1000, mnist, network
-from _report import median_ratio, parse, seconds, table, time_pairs, write
+from _report import fresh_seconds, median_ratio, parse, seconds, table, time_pairs, write
 
 import gflow
 
@@ -95,16 +95,6 @@ def first_call(way: str, records: int) -> None:
     print(seconds(short) - seconds(short))
 
 
-def compile_seconds(way: str, records: int) -> float:
-    """`first_call` in a fresh process that finds nothing compiled."""
-    command = [sys.executable, __file__, "--first-call", way, str(records)]
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{way} failed:\n{done.stderr}")
-    return float(done.stdout)
-
-
 def against_diffrax(records: int, repeats: int, processes: int) -> dict[str, Any]:
     """Steps, agreement and times of both ways."""
     ours, theirs = by_gflow(records), by_diffrax(records)
@@ -120,7 +110,7 @@ def against_diffrax(records: int, repeats: int, processes: int) -> dict[str, Any
     cold = []
     for i in range(processes):
         order = list(WAYS) if i % 2 == 0 else list(WAYS)[::-1]
-        taken = {way: compile_seconds(way, records) for way in order}
+        taken = {way: fresh_seconds(__file__, "--first-call", way, str(records)) for way in order}
         cold.append((taken["gflow"], taken["diffrax"]))
     return {
         "t_max": HORIZON,

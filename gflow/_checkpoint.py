@@ -52,11 +52,12 @@ class Checkpoint:
         self._written = monotonic()
 
     def read(
-        self, like: Mapping[str, PyTree], rows: Sequence[str] = ()
+        self, like: Callable[[dict[str, Any]], Mapping[str, PyTree]], rows: Sequence[str] = ()
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Header and trees as they were written; None without a file.
 
-        The trees in `like` get their structure from there; those named in `rows` come as lists of leaves.
+        The trees that `like` makes of the header give those of the same names their structure; those named in
+        `rows` come as lists of leaves.
         """
         if not self.path.exists():
             return None
@@ -67,7 +68,7 @@ class Checkpoint:
                 "tolerances differ, or the versions of the libraries); give this one a file of its own."
             )
         trees = {}
-        for name, tree in like.items():
+        for name, tree in like(header).items():
             dynamic, static = eqx.partition(tree, eqx.is_array)
             leaves = [jnp.asarray(arrays[f"{name}/{i}"]) for i in range(len(jtu.tree_leaves(dynamic)))]
             trees[name] = eqx.combine(jtu.tree_unflatten(jtu.tree_structure(dynamic), leaves), static)

@@ -472,6 +472,7 @@ class FlowPath(AbstractPath):
             "rejected": rejected,
             "gradients": None if per_step is None else per_step * steps + at_start + watching + marks,
             "hvps": int(state.watch_hvps) + hvps,
+            "radius_gradients": int(getattr(state.solver_state, "radius_gradients", 0)),
         }
 
 

@@ -18,6 +18,7 @@ from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run
+from gflow._switch import Switch
 from gflow._trajectory import Trajectory
 from gflow._two_phase import TwoPhaseRun
 from gflow._watch import Watch
@@ -75,8 +76,9 @@ def integrate(
         a twentieth of the tolerances, and less where an error of the parameters moves large margins; it
         controls the error of log t by itself as well, and accepts `rtol` up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
-        tolerance ([`gflow.solvers.choose`][]); `stats` says which, and why. With a `controller` of your
-        own the default is `diffrax.Tsit5()`.
+        tolerance ([`gflow.solvers.choose`][]), and for large smooth problems another takes its place in the
+        midst of the run where that is measured to be cheaper; `stats` says which, and why. With a
+        `controller` of your own the default is `diffrax.Tsit5()`.
     - `rtol`, `atol`: tolerances of the step-size control: the root mean square over parameters of
         error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they
         are first translated so that the error at the end, and not that of a step, is about `rtol`.
@@ -141,7 +143,7 @@ def integrate(
             )
         run = _two_phases(problem, t_max, clock, **options)
     else:
-        run = flow_run(problem, t_max, clock=clock, **options)
+        run = flow_run(problem, t_max, clock=clock, alone=members is None, **options)
         run = run if members is None else EnsembleRun(run, members)
     return run.complete().trajectory(throw)
 
@@ -165,6 +167,7 @@ def flow_run(
     max_steps: int | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike | None = None,
+    alone: bool = True,
 ) -> Run:
     """The arguments of `integrate`, checked, as a run that has not begun."""
     dtype = problem.dtype
@@ -177,14 +180,14 @@ def flow_run(
     _refuse_names(observables, recorded)
     watch = Watch(stop, observables, dtype, recorded)
     times = _save_times(save_at, t_max, bool(watch), dtype)
-    reason = "named by the user"
+    reason, rival = "named by the user", None
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
             # another clock divides the decay, but not ∇L, by what depends on θ
             decays = isinstance(flow, WeightDecay) and isinstance(clock, Time)
             symmetric = isinstance(flow, GradientFlow) or decays
-            solver, reason = choose(problem, rtol, symmetric=symmetric, clock=clock)
+            solver, reason, rival = choose(problem, rtol, symmetric=symmetric, clock=clock, alone=alone)
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
@@ -241,6 +244,7 @@ def flow_run(
         max_steps=most if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
+        switch=None if rival is None else Switch(path, rival, rtol, atol),
     )
 
 

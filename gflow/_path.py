@@ -99,6 +99,29 @@ class AbstractPath(eqx.Module):
         """
 
 
+class AbstractSwitch(abc.ABC):
+    """Changes the path of a run, or rather the solver that follows it, between two steps."""
+
+    memory: dict[str, Any]  # all that it knows, for checkpoints
+
+    @property
+    @abc.abstractmethod
+    def next(self) -> int:
+        """The number of attempted steps after which `review` is to be called."""
+
+    @abc.abstractmethod
+    def review(self, state: PyTree) -> tuple[AbstractPath, PyTree]:
+        """The path with which to go on, and its state; `next` is later afterwards."""
+
+    @abc.abstractmethod
+    def restored(self, memory: dict[str, Any], state: PyTree) -> tuple[AbstractPath, PyTree]:
+        """Path and form of the state to go on from `memory`; `state` is that of the start."""
+
+    @abc.abstractmethod
+    def told(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The statistics of the last path, with what was changed."""
+
+
 @eqx.filter_jit
 def loss_and_gradient_norm(problem: Problem, params: PyTree) -> tuple[Array, Array]:
     """What every record holds."""

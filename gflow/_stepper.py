@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from gflow._checkpoint import Checkpoint, program
 from gflow._host import Stopwatch, adapted, message_of, progress_bar
-from gflow._path import NONFINITE, RUNNING, STOPPED, AbstractPath
+from gflow._path import NONFINITE, RUNNING, STOPPED, AbstractPath, AbstractSwitch
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
 from gflow._trajectory import FlowError, Trajectory
@@ -79,6 +79,7 @@ class Run:
         max_steps: int,
         progress: bool,
         checkpoint: str | os.PathLike | None,
+        switch: AbstractSwitch | None = None,
     ):
         self.path = path
         self.positions = positions
@@ -91,6 +92,7 @@ class Run:
         self.max_steps = max_steps
         self.progress = progress
         self.checkpoint = checkpoint
+        self.switch = switch
         self.t: list[float] = []  # or another variable
         self._at: list[float | int] = []  # the positions recorded
         self.records: dict[str, list[Any]] = {}
@@ -167,9 +169,7 @@ class Run:
             self._state = state
             self._keep_step_losses()
             self._restore()
-            path_class = type(path)
-            self._moves = Repeat(path_class.advance, path_class.where, path, self._state)
-            self._where = jax.device_get(path.where(self._state))
+            self._take(self.path, self._state)
             # the horizon comes last even if nothing is recorded there
             targets = [*self.positions]
             if not targets or targets[-1] < self.end:
@@ -190,6 +190,12 @@ class Run:
             self.status = "success"
             self.reason = f"the horizon {self.symbol} = {self.time(self.end):.6g} was reached"
 
+    def _take(self, path: AbstractPath, state: PyTree) -> None:
+        """Goes on along `path` from `state`."""
+        self.path, self._state = path, state
+        self._moves = Repeat(type(path).advance, type(path).where, path, state)
+        self._where = jax.device_get(path.where(state))
+
     def _advance(self, target: float | int, bar: Any) -> int | None:
         """Moves on to `target` in pieces short enough for Ctrl-C; the code why not, if so."""
         before = -1
@@ -205,6 +211,10 @@ class Run:
                 raise RuntimeError("the compiled loop made no step, so that the run would never end")
             before = steps
             budget = min(self._budget, self.max_steps - int(steps))
+            if self.switch is not None:
+                if steps >= self.switch.next:
+                    self._take(*self.switch.review(self._state))
+                budget = min(budget, self.switch.next - int(steps))
             began = perf_counter()
             # arrays, because a Python number would be compiled in
             self._where = jax.device_get(self._moves(np.asarray(target), np.asarray(budget)))
@@ -300,6 +310,7 @@ class Run:
             "gradients": self._gradients,
             "hvps": int(self._hvps),
             "doubtful": {name: int(count) for name, count in self._doubtful.items()},
+            "switch": None if self.switch is None else self.switch.memory,
         }
         trees = {
             "now": (self._state, self._last, self.observed),
@@ -321,8 +332,13 @@ class Run:
             programs.append(program(read_observables, *arguments))
         numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
         self._checkpoint = Checkpoint(self.checkpoint, numbers, programs)
-        now = (state, self._last, self.observed)
-        found = self._checkpoint.read({"now": now}, rows=("step_losses", "records", "saved"))
+
+        def like(header):
+            if self.switch is not None:
+                self.path, self._state = self.switch.restored(header["switch"], state)
+            return {"now": (self._state, self._last, self.observed)}
+
+        found = self._checkpoint.read(like, rows=("step_losses", "records", "saved"))
         if found is None:
             return
         header, trees = found
@@ -344,6 +360,8 @@ class Run:
             records[name] = np.stack(jax.device_get(values))
         path = self.path
         stats = path.stats(self._state)
+        if self.switch is not None:
+            stats = self.switch.told(stats)
         hvps = int(self._hvps)
         if stats["gradients"] is not None:
             stats["gradients"] += self._gradients

@@ -47,8 +47,9 @@ class Trajectory(eqx.Module):
     - `warnings`: sentences on what may make the result untrustworthy.
     - `stats`: `solver`, `solver_reason` (why it was chosen), `steps` (attempted), `rejected`,
         `gradients` and `hvps` (all that were evaluated, those of the records included),
-        `record_gradients` and `record_hvps` (the part spent on records and stop conditions), `seconds`
-        (wall time of the call) and `compile_seconds` (the part of it spent on tracing and compiling).
+        `record_gradients` and `record_hvps` (the part spent on records and stop conditions),
+        `radius_gradients` (of a flow: the part that a stabilised solver spent on the spectral radius),
+        `seconds` (wall time of the call) and `compile_seconds` (the part spent on tracing and compiling).
         `gradients` is `None` where a solver doesn't tell how many it used.
 
     **Of an ensemble** (`ensemble=True`) all that differs between members has a leading axis: records have

@@ -36,6 +36,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_path"}, "above"),  # what the loop asks of a path
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
+    ({"_switch"}, "above"),  # another solver in the midst of a run
     ({"_ensemble"}, "above"),  # many members at once
     ({"_two_phase"}, "above"),  # one run after the other
     ({"_integrate", "_descend"}, "above"),  # the two verbs

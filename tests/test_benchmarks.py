@@ -61,8 +61,8 @@ def test_results_come_with_their_circumstances(report, tmp_path, monkeypatch):
     machine = stored["machine"]
     assert machine["cpu"] and machine["cores"] >= 1 and machine["memory_gib"] > 0
     assert "accelerator" in machine
-    packages = {"python", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "gflow"}
-    assert stored["versions"].keys() == packages
+    packages = {"python", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy", "gflow"}
+    assert stored["versions"].keys() == packages | {"torch", "torchdiffeq"}
 
 
 def test_the_median_of_pairs_ignores_what_slows_both_or_one(report):

@@ -152,6 +152,17 @@ def test_same_steps_and_parameters_as_diffeqsolve(solver, dtype):
         np.testing.assert_allclose(ours, theirs[-1], rtol=0, atol=1e-12)
 
 
+def test_gradients_spent_on_the_spectral_radius_are_told():
+    network = tanh_network()
+    stats = [
+        gflow.integrate(*network, 5.0, solver=solver, save_at=2).stats
+        for solver in (gflow.solvers.RKC2(), diffrax.Tsit5())
+    ]
+    # power iteration at the start takes four at least
+    assert 4 <= stats[0]["radius_gradients"] < stats[0]["gradients"] / 2
+    assert stats[1]["radius_gradients"] == 0
+
+
 @pytest.mark.parametrize(
     "solver",
     [

@@ -9,6 +9,7 @@ import pytest
 from systems import counting, tanh_network
 
 import gflow
+from gflow._stepper import Run
 
 SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB32()]
 ids = [type(solver).__name__ for solver in SOLVERS]
@@ -88,14 +89,100 @@ def test_the_choice_is_told_and_can_be_overruled():
     small = gflow.integrate(*network, 0.1, save_at=2)
     assert small.stats["solver"] == "Tsit5" and "small" in small.stats["solver_reason"]
     large = gflow.integrate(*tanh_network(sizes=(3, 200, 1)), 0.1, save_at=2)
-    assert large.stats["solver"] == "RKC3" and "stiffness" in large.stats["solver_reason"]
+    assert large.stats["solver"] == "EXPRB32" and "eigenvalues" in large.stats["solver_reason"]
     named = gflow.integrate(*network, 0.1, solver=diffrax.Heun(), save_at=2)
     assert named.stats["solver"] == "Heun" and named.stats["solver_reason"] == "named by the user"
     problem = gflow.Problem(*tanh_network(sizes=(3, 200, 1)))
     choose = gflow.solvers.choose
     for rtol, symmetric in ((1e-7, True), (1e-3, False)):
         assert type(choose(problem, rtol, symmetric=symmetric).solver) is diffrax.Tsit5
-    assert type(choose(problem, 1e-3, symmetric=True).solver) is gflow.solvers.RKC3
+    assert type(choose(problem, 1e-3, symmetric=True).solver) is gflow.solvers.EXPRB32
+
+
+# A spectrum without gaps, for which Krylov spaces grow, and a little that is not linear.
+LEVELS = jnp.linspace(0.0, 30.0, 600)
+CROWDED = {"w": jnp.asarray(np.random.default_rng(0).normal(size=600))}
+
+
+def crowded(model, data):
+    return 0.5 * jnp.sum(LEVELS * model["w"] ** 2) + 0.25 * jnp.sum(model["w"] ** 4)
+
+
+def crowded_at(t):
+    """From w' = -λw - w³: w⁻² + 1/λ grows like exp(2λt)."""
+    start, rate = np.asarray(CROWDED["w"]), np.asarray(LEVELS).copy()
+    rate[0] = 1e-14
+    decay = np.exp(-rate * t)
+    return start * decay / np.sqrt(1 - start**2 * np.expm1(-2 * rate * t) / rate)
+
+
+def run_crowded(loss=crowded, **options):
+    kwargs = dict(loss=loss, rtol=1e-3, atol=1e-4, save_at=2) | options
+    return gflow.integrate(CROWDED, None, 60.0, **kwargs)
+
+
+def test_the_solver_changes_where_krylov_spaces_do_not_pay():
+    loss, counted = counting(crowded)
+    traj = run_crowded(loss)
+    jax.effects_barrier()
+    assert traj.stats["solver"] == "EXPRB32, then RKC3" and "stages" in traj.stats["solver_reason"]
+    assert traj.stats["gradients"] == counted[0]
+    exact = crowded_at(60.0)
+    assert np.linalg.norm(traj.model["w"] - exact) < 3e-3 * np.linalg.norm(exact)
+
+
+def test_what_is_recorded_does_not_change_when_the_solver_changes():
+    few, many = run_crowded(), run_crowded(save_at=200)
+    assert "then" in few.stats["solver"] and few.stats["solver_reason"] == many.stats["solver_reason"]
+    assert np.array_equal(few.model["w"], many.model["w"])
+    assert few.stats["steps"] == many.stats["steps"]
+    for t in (5.0, 30.0, 55.0):  # before and after
+        k = int(np.argmin(np.abs(many.t - t)))
+        exact = 0.5 * np.sum(np.asarray(LEVELS) * crowded_at(many.t[k]) ** 2) + 0.25 * np.sum(
+            crowded_at(many.t[k]) ** 4
+        )
+        np.testing.assert_allclose(many.loss[k], exact, rtol=2e-2)
+
+
+def test_a_stop_after_the_solver_has_changed_and_too_few_steps():
+    level = float(crowded({"w": jnp.asarray(crowded_at(50.0))}, None))
+    stopped = run_crowded(stop=gflow.stop.LossBelow(level))
+    assert stopped.status == "stopped" and "RKC3" in stopped.stats["solver"]
+    np.testing.assert_allclose(stopped.t[-1], 50.0, rtol=2e-2)
+    short = run_crowded(max_steps=stopped.stats["steps"] - 3, throw=False)
+    assert short.status == "max_steps" and short.stats["steps"] == stopped.stats["steps"] - 3
+
+
+def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkeypatch):
+    record = Run._record
+
+    def interrupting(self, position, t):
+        if len(self.t) == 9 and not hasattr(self, "was_interrupted"):
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+        return record(self, position, t)
+
+    monkeypatch.setattr(Run, "_record", interrupting)
+    partial = run_crowded(save_at=11, checkpoint=tmp_path / "run.npz")
+    monkeypatch.undo()
+    assert partial.status == "interrupted" and "RKC3" in partial.stats["solver"]
+    resumed, whole = run_crowded(save_at=11, checkpoint=tmp_path / "run.npz"), run_crowded(save_at=11)
+    assert resumed.status == "success" and np.array_equal(resumed.model["w"], whole.model["w"])
+    for name in ("solver", "solver_reason", "steps", "rejected", "gradients"):
+        assert resumed.stats[name] == whole.stats[name]
+
+
+def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
+    random = np.random.default_rng(0)
+    target = jnp.asarray(np.outer(random.normal(size=15), random.normal(size=15)))
+    model = {"w": jnp.asarray(0.2 * random.normal(size=(3, 15, 15)))}
+    loss = lambda model, data: 0.5 * jnp.sum((model["w"][2] @ model["w"][1] @ model["w"][0] - target) ** 2)
+    kwargs = dict(loss=loss, rtol=1e-3, atol=1e-4, save_at=2)
+    default, stabilised = (
+        gflow.integrate(model, None, 60.0, solver=solver, **kwargs) for solver in (None, gflow.solvers.RKC3())
+    )
+    assert default.stats["solver"] == "EXPRB32"
+    assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
 
 
 SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]

@@ -8,36 +8,41 @@ from gflow._problem import Problem
 from gflow.clocks import AbstractClock, LogLoss, Time
 from gflow.losses import Log
 from gflow.solvers._dense import EXPRB43
+from gflow.solvers._exprb import EXPRB32
 from gflow.solvers._kinks import has_kinks
 from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
 _TIGHT = 1e-6
+_LARGE = 2_000_000  # parameters of which fifty copies take a gigabyte
 _DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
-    """A solver and, in one sentence, why."""
+    """A solver, in one sentence why, and another one to which a run may change."""
 
     solver: dfx.AbstractSolver
     reason: str
+    rival: RKC3 | None = None
 
 
-def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None) -> Choice:
+def choose(
+    problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClock | None = None, alone: bool = True
+) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
-    [`RKC3`][gflow.solvers.RKC3] for a smooth loss of at least 500 parameters and `rtol` from 1e-6, otherwise
-    `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric matrix, as it
-    is for gradient flow; without it the spectrum need not be real, and in plain time the choice is
-    `diffrax.Tsit5` as well.
-    So it is for networks with kinks, such as those of ReLU: every step meets some, and an error estimate of
-    high order that feels them makes the steps tiny.
+    [`EXPRB32`][gflow.solvers.EXPRB32] for a smooth loss of at least 500 parameters and `rtol` from 1e-6,
+    otherwise `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric
+    matrix, as it is for gradient flow; without it the spectrum need not be real, and in plain time the
+    choice is `diffrax.Tsit5` as well. So it is for networks with kinks, such as those of ReLU: every step
+    meets some, and an error estimate of high order that feels them makes the steps tiny. Beyond two
+    million parameters, whose Krylov vectors would take too much memory, it is [`RKC3`][gflow.solvers.RKC3],
+    and so for the members of an ensemble, which aren't `alone`: Krylov spaces of different sizes waste
+    time together.
 
     The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
-    out of a saddle. Where there is none RKC3 loses little, and it preserves what exact evaluations of the
-    gradient preserve, such as signs and zeros of diagonal networks;
-    [`EXPRB32`][gflow.solvers.EXPRB32] does not, and on enormous horizons it needs several times as many
-    gradients; so it is never chosen unasked, although it needs half as many where eigenvalues stand apart.
+    out of a saddle. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
+    stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
@@ -59,4 +64,8 @@ def choose(problem: Problem, rtol: float, *, symmetric: bool, clock: AbstractClo
         return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
     if has_kinks(problem.value, problem.params):
         return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
-    return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")
+    if not alone:
+        return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")
+    if problem.size > _LARGE:
+        return Choice(RKC3(), "stabilised, because so many parameters leave no room for Krylov spaces")
+    return Choice(EXPRB32(), "exponential, so that a few large eigenvalues cost little", RKC3())

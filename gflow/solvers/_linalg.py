@@ -54,6 +54,11 @@ def field(vf: Callable, t, y: Vector, args) -> Vector:
     return jtu.tree_map(lambda f, yi: jnp.asarray(f, yi.dtype), vf(t, y, args), y)
 
 
+def all_finite(x: PyTree) -> Array:
+    leaves = [jnp.all(jnp.isfinite(a)) for a in jtu.tree_leaves(x)]
+    return jnp.all(jnp.stack([jnp.asarray(True), *leaves]))
+
+
 def stop_gradient(x: PyTree) -> PyTree:
     return jtu.tree_map(lambda a: jax.lax.stop_gradient(a) if hasattr(a, "dtype") else a, x)
 

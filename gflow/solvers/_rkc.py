@@ -56,6 +56,14 @@ class _AbstractRKC(AbstractFlowSolver):
         del t1
         return _init(terms.vf, la.as_time(t0), y0, args, self.memory)
 
+    def begun(self, t0, y0, f0, gradients, radius, direction) -> RKCState:
+        """The state at a point where the field is `f0`, after so many gradients.
+
+        The spectral radius is about `radius`, found along the unit vector `direction`, where the first step
+        probes it anew.
+        """
+        return _begun(la.as_time(t0), y0, f0, gradients, radius, direction, self.memory, self.every)
+
     def step(self, terms, t0, t1, y0, args, solver_state: RKCState, made_jump):
         dtype = la.real_dtype(y0)
         t0, t1 = la.as_time(t0), la.as_time(t1)
@@ -310,7 +318,16 @@ def _init(vf, t0, y0, args, memory: int) -> RKCState:
     count = jnp.zeros((), jnp.int32)
     begin = (count, radii.start_direction(base), zero, zero)
     probes, v, value, _ = la.stop_gradient(jax.lax.while_loop(cond, body, begin))
-    radius = Radius(v, value, zero, jnp.asarray(time, dtype), zero, count, count)
-    past = (la.scale(0, y),) * memory
+    state = _begun(time, y, f0, probes + 1, value, v, memory, 0)
+    return eqx.tree_at(lambda s: s.radius_gradients, state, probes)
+
+
+def _begun(time, y0, f0, gradients, value, direction, memory: int, age: int) -> RKCState:
+    dtype = la.real_dtype(y0)
+    count = jnp.zeros((), jnp.int32)
+    zero = jnp.zeros((), dtype)
+    known = (direction, jnp.asarray(value, dtype), zero, jnp.asarray(time, dtype), zero)
+    radius = Radius(*known, count + age, count + age * radii.SPENT)
+    past = (la.scale(0, y0),) * memory
     times = jnp.zeros((memory,), jnp.result_type(time, dtype))
-    return RKCState(f0, radius, past, times, count, count, probes + 1, probes)
+    return RKCState(f0, radius, past, times, count, count, gradients, count)

@@ -1,0 +1,232 @@
+"""What the race of solvers shows: costs at equal error, and what was asked for beside what was measured."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from _race import DEFAULT, DENSE, EXPLICIT, GD, IN_FLOAT32, MISSING, OWN, RK4, TOLERANCES, TORCH
+from _report import median_ratio, table
+
+ERRORS = (1e-3, 1e-4, 1e-5, 2e-6)
+# All that take steps of their own choice.
+ADAPTIVE = (*OWN, *EXPLICIT, TORCH, *DENSE)
+
+Rows = list[dict[str, Any]]
+
+
+def of(rows: Rows, method: str) -> Rows:
+    """The rows of one method."""
+    return [row for row in rows if row["method"] == method]
+
+
+def at_error(rows: Rows, method: str, error: float) -> float | None:
+    """The cost at that error, interpolated in the logarithms between runs.
+
+    That of the cheapest run if all are more accurate, None if all are less.
+    """
+    points = sorted((row["error"], row["cost"]) for row in of(rows, method) if row["error"])
+    if not points or error < points[0][0]:
+        return None
+    if error > points[-1][0]:
+        return min(cost for _, cost in points)
+    x, y = np.log(np.array(points)).T
+    return float(np.exp(np.interp(np.log(error), x, y)))
+
+
+def single_cost(rows: Rows, method: str) -> dict[str, Any] | None:
+    """The only row of gradient descent or Runge-Kutta."""
+    return next(iter(of(rows, method)), None)
+
+
+def best_single(rows: Rows, error: float) -> tuple[str, float] | None:
+    """The cheapest method that is not the default."""
+    costs = {name: at_error(rows, name, error) for name in ADAPTIVE}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    return min(known.items(), key=lambda item: item[1]) if known else None
+
+
+def radius_share(rows: Rows) -> float | None:
+    """Share of the default's gradients that went into the spectral radius, over its runs with one."""
+    runs = [row for row in of(rows, DEFAULT) if row["radius_gradients"]]
+    spent = sum(row["gradients"] for row in runs)
+    return sum(row["radius_gradients"] for row in runs) / spent if runs else None
+
+
+def delivered(rows: Rows) -> dict[float, float | None]:
+    """Error / rtol of the default, None where it failed."""
+    runs = [row for row in of(rows, DEFAULT) if row["rtol"] in TOLERANCES]
+    return {row["rtol"]: row["error"] and row["error"] / row["rtol"] for row in runs}
+
+
+def single_precision(rows: Rows) -> dict[float, float]:
+    """Counts of the default in float32 by those in float64."""
+    double = {row["rtol"]: row["cost"] for row in of(rows, DEFAULT)}
+    return {row["rtol"]: row["cost"] / double[row["rtol"]] for row in of(rows, f"{DEFAULT}, float32")}
+
+
+def bars(results: Mapping[str, Any]) -> list[list[Any]]:
+    """Rows of what was asked, the limit, what was measured, and whether it is met; None where it wasn't."""
+    problems = results["problems"]
+    found: list[list[Any]] = []
+
+    def judge(what: str, limit: float, names: tuple[str, ...], measured: Callable[..., float | None]) -> None:
+        if not all(name in problems for name in names):
+            found.append([what, f"≤ {limit:.3g}", "not run", None])
+            return
+        value = measured(*(problems[name]["rows"] for name in names))
+        # an error that no run of the default reached is a miss, unless few were asked for
+        met = None if value is None and results["quick"] else value is not None and value <= limit
+        found.append([what, f"≤ {limit:.3g}", value, met])
+
+    def share(rival: str, error: float | None = 1e-3) -> Callable[[Rows], float | None]:
+        def measured(rows: Rows) -> float | None:
+            run = single_cost(rows, rival)
+            if run is None:
+                return None
+            goal = error or run["error"]
+            return goal and _ratio(at_error(rows, DEFAULT, goal), run["gradients"])
+
+        return measured
+
+    gd_limits = {"P1, T=400": 0.35, "P3, T=15": 0.3, "P3, T=150": 0.08, "P4, T=40": 0.5}
+    gd_limits["P4, all 5000, T=40"] = 0.5
+    for name, limit in gd_limits.items():
+        judge(f"{name}: cost at 1e-3 / gradients of {GD}", limit, (name,), share(GD))
+    for name, limit in {"P1, T=75": 1 / 8, "P1, T=400": 1 / 20}.items():
+        judge(f"{name}: cost at 1e-3 / gradients of {RK4}", limit, (name,), share(RK4))
+        judge(f"{name}: the same at the error of {RK4}", limit, (name,), share(RK4, None))
+    for error, limit in ((1e-3, 3.0), (1e-5, 5.0)):
+        for name, result in problems.items():
+            bound = result["degree"][f"{error:.0e}"]
+            by = lambda rows, bound=bound, error=error: _ratio(at_error(rows, DEFAULT, error), bound)
+            judge(f"{name}: cost at {error:.0e} / polynomial bound", limit, (name,), by)
+    ends = ("P3, T=15", "P3, T=1500")
+    growth = lambda *_: _exponent(problems, ends)
+    judge("exponent of the cost at 1e-3 in ∫λ dt, P3 T=15 to 1500", 0.45, ends, growth)
+    for name in ("P1, T=400", "P3, T=15"):
+        for rival in EXPLICIT:
+            by = lambda rows, r=rival: _ratio(at_error(rows, DEFAULT, 2e-6), at_error(rows, r, 2e-6))
+            judge(f"{name}: cost at 2e-6 / that of {rival}", 1 / 3, (name,), by)
+    for name, result in problems.items():
+        best = best_single(result["rows"], 1e-3)
+        if best is not None:
+            by = lambda rows, cost=best[1]: _ratio(at_error(rows, DEFAULT, 1e-3), cost)
+            judge(f"{name}: cost at 1e-3 / best single solver, {best[0]}", 1.2, (name,), by)
+    tsit5 = lambda rows: _ratio(at_error(rows, DEFAULT, 1e-3), at_error(rows, "Tsit5", 1e-3))
+    judge("P2, T=100: cost at 1e-3 / that of Tsit5", 1.0, ("P2, T=100",), tsit5)
+    for name, result in problems.items():
+        if name.startswith("logistic"):  # whose limit attracts all that was wrong on the way
+            continue
+        ratios = list(delivered(result["rows"]).values())
+        fine = all(ratio is not None and 0.1 <= ratio <= 3 for ratio in ratios)
+        found.append([f"{name}: delivered error / rtol", "0.1 … 3", _span(ratios), fine])
+    for name, result in problems.items():
+        if radius_share(result["rows"]) is not None:
+            judge(f"{name}: share of the spectral radius", 0.12, (name,), radius_share)
+    for name in IN_FLOAT32:
+        apart = lambda rows: max((abs(ratio - 1) for ratio in single_precision(rows).values()), default=None)
+        judge(f"{name}: counts in float32 / float64, largest distance from 1", 0.15, (name,), apart)
+    return found + _timed(results)
+
+
+def _timed(results: Mapping[str, Any]) -> list[list[Any]]:
+    """The bars of wall and compile time."""
+    what, limit = "P1: compile time / that of Tsit5 in diffeqsolve", "≤ 1"
+    found: list[list[Any]] = [[what, limit, "not run", None]]
+    if "compile" in results:
+        value = median_ratio(results["compile"]["seconds"])
+        found = [[what, limit, value, value <= 1]]
+    for name, runs in results.get("wall", {}).get("problems", {}).items():
+        for rival, run in runs.items():
+            ratio = median_ratio(run["seconds"])
+            found.append([f"{name}: warm wall time / that of {rival}", "< 1", ratio, ratio < 1])
+    return found
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+def _exponent(problems: Mapping[str, Any], names: tuple[str, str]) -> float | None:
+    costs = [at_error(problems[name]["rows"], DEFAULT, 1e-3) for name in names]
+    growth = _ratio(costs[1], costs[0])
+    stiffness = [problems[name]["stiffness"] for name in names]
+    return growth and float(np.log(growth) / np.log(stiffness[1] / stiffness[0]))
+
+
+def _span(ratios: list[float | None]) -> str:
+    known = [ratio for ratio in ratios if ratio is not None]
+    failed = len(ratios) - len(known)
+    span = f"{min(known):.2g} … {max(known):.2g}" if known else "-"
+    return span + f", {failed} failed" * bool(failed)
+
+
+def rendered(results: Mapping[str, Any]) -> str:
+    """The tables that the docs show."""
+    problems = results["problems"]
+    names = [DEFAULT, *OWN, *EXPLICIT, TORCH]
+    header = ["problem", "∫λ dt", "degree", *names, "dense Jacobian", GD, RK4]
+    costs = [
+        [name, r["stiffness"], r["degree"]["1e-03"], *(_shown(r["rows"], method) for method in names)]
+        + [_best_dense(r["rows"])]
+        + [_counted(single_cost(r["rows"], method)) for method in (GD, RK4)]
+        for name, r in problems.items()
+    ]
+    parts = ["Cost at a relative error of 1e-3.", table(header, costs)]
+    header = ["problem", *(f"{m}, {e:.0e}" for e in ERRORS[1:] for m in (DEFAULT, "best other"))]
+    tighter = []
+    for name, result in problems.items():
+        rows, cells = result["rows"], [name]
+        for error in ERRORS[1:]:
+            cost, best = at_error(rows, DEFAULT, error), best_single(rows, error)
+            cells += [cost and round(cost), best and f"{best[1]:.0f} ({best[0]})"]
+        tighter.append(cells)
+    parts += ["Cost at smaller errors.", table(header, tighter)]
+    header = ["problem", "solver", *(f"error / rtol at {rtol:.0e}" for rtol in TOLERANCES), "radius"]
+    header += [f"float32 at {rtol:.0e}" for rtol in TOLERANCES[:4]]
+    default = []
+    for name, result in problems.items():
+        rows = result["rows"]
+        solvers = ", ".join(dict.fromkeys(row["solver"] for row in of(rows, DEFAULT)))
+        ratios, single = delivered(rows), single_precision(rows)
+        cells = [name, solvers, *(ratios.get(rtol) for rtol in TOLERANCES), radius_share(rows)]
+        default.append(cells + [single.get(rtol) for rtol in TOLERANCES[:4]])
+    caption = (
+        "The default: its error, the share of its gradients spent on the spectral radius, and its cost in "
+        "float32 by that in float64."
+    )
+    parts += [caption, table(header, default)]
+    if "wall" in results:
+        header = ["problem", "rival", "error", "error of the rival", "wall time / that of the rival"]
+        wall = [
+            [name, rival, *run["errors"], median_ratio(run["seconds"])]
+            for name, runs in results["wall"]["problems"].items()
+            for rival, run in runs.items()
+        ]
+        parts += ["Wall time, warm and in turns.", table(header, wall)]
+    parts += ["What was asked for.", table(["", "asked", "measured", "met"], bars(results))]
+    absent = {name for r in problems.values() for name, why in r["left_out"].items() if why == MISSING}
+    parts += [f"Left out, because it was not installed: {name}." for name in sorted(absent)]
+    return "\n\n".join(parts)
+
+
+def _shown(rows: Rows, method: str) -> str | None:
+    """The cost at 1e-3, or one counted over part of the horizon, marked so."""
+    cost = at_error(rows, method, 1e-3)
+    if cost is not None:
+        return f"{cost:.0f}"
+    return _counted(next((r for r in of(rows, method) if r["note"].startswith("counted")), None), "cost")
+
+
+def _counted(row: dict[str, Any] | None, what: str = "gradients") -> str | None:
+    """A count, marked where the method didn't run to the end."""
+    if row is None:
+        return None
+    return ("" if row["error"] is not None else "~") + f"{row[what]:.0f}"
+
+
+def _best_dense(rows: Rows) -> str | None:
+    costs = {name: at_error(rows, name, 1e-3) for name in DENSE}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    name = min(known, key=lambda name: known[name], default=None)
+    return name and f"{known[name]:.0f} ({name.removeprefix('scipy ')})"

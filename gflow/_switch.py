@@ -1,0 +1,125 @@
+"""From one solver to another in the midst of a run, by what they cost per unit of time."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from gflow._flow_path import FlowPath, FlowState
+from gflow._path import AbstractSwitch
+from gflow.solvers import EXPRB32, RKC3, Predictive
+
+_EVERY = 8  # attempted steps, at the least, over which a cost is measured
+_FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
+_DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
+_WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
+_MANY = 400  # steps of EXPRB32 after which RKC3 is tried in any case, and then twice as many
+_BEGIN = 0.3  # of EXPRB32's step, for the first one of RKC3, which has order two
+
+
+class Switch(AbstractSwitch):
+    """A run begins with `gflow.solvers.EXPRB32` and goes on with `gflow.solvers.RKC3` where that pays.
+
+    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
+    Krylov space. Where an accepted step of EXPRB32 takes more gradients than that, rejections included, no
+    few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
+    it lies ahead. If RKC3 then costs a third more per unit of time than EXPRB32 did, the run changes back.
+
+    After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
+    spaces leave out is stiff, nothing else shows it.
+
+    When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
+    """
+
+    def __init__(self, path: FlowPath, rival: RKC3, rtol: Any, atol: Any):
+        inner = rival.tolerances(rtol, atol)
+        controller = eqx.tree_at(lambda c: (c.rtol, c.atol), path.controller, tuple(map(jnp.asarray, inner)))
+        assert isinstance(path.solver, EXPRB32) and isinstance(controller, Predictive)
+        self._paths = path, dataclasses.replace(path, solver=rival.prepared(*inner), controller=controller)
+        self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
+            "next": _EVERY,
+            "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
+            "try": _MANY,  # steps after which RKC3 is tried
+            "rate": 0.0,  # gradients per unit of time before the last change
+            "changes": [],  # in words
+        }
+
+    @property
+    def _path(self) -> FlowPath:
+        return self._paths[len(self.memory["changes"]) % 2]
+
+    @property
+    def next(self) -> int:
+        """The number of attempted steps after which `review` is to be called."""
+        return self.memory["next"]
+
+    def restored(self, memory: dict[str, Any], state: FlowState) -> tuple[FlowPath, FlowState]:
+        """Path and form of the state to go on from `memory`; `state` is that of the start."""
+        self.memory = memory
+        return self._path, _entered(self._path, state, 0.0) if len(memory["changes"]) % 2 else state
+
+    def review(self, state: FlowState) -> tuple[FlowPath, FlowState]:
+        """The path with which to go on, and its state."""
+        memory = self.memory
+        seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
+        now = [x.item() for x in jax.device_get(seen)]
+        time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
+        memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
+        if steps == rejected or memory.pop("begins", False):
+            return self._path, state
+        step, cost = time / (steps - rejected), gradients / (steps - rejected)
+        if isinstance(self._path.solver, EXPRB32):
+            stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
+            ahead = cost / step * (float(self._path.t_max) - now[0])
+            if cost >= max(_FEW, stages) and ahead >= _WORTH:
+                why = f"steps of about {step:.3g} took {cost:.3g} gradients and need {stages:.3g} stages"
+            elif now[1] >= memory["try"]:
+                why = f"{now[1]} steps had been made, and a trial costs little beside them"
+            else:
+                return self._path, state
+            why, step = f"RKC3, because {why}", _BEGIN * step
+            memory["try"] = 2 * now[1] + _MANY
+        elif gradients / time < _DEARER * memory["rate"]:
+            return self._path, state
+        else:
+            why = "EXPRB32 again, because RKC3 became dearer than that was"
+        memory["rate"] = gradients / time
+        memory["begins"], memory["next"] = True, now[1] + 2 * _EVERY  # the first steps are no measure
+        memory["changes"].append(f"from t = {now[0]:.4g} {why}")
+        return self._path, _entered(self._path, state, step)
+
+    def told(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The statistics, with all solvers and the reasons of each change."""
+        changes = self.memory["changes"]
+        names = [type(self._paths[i % 2].solver).__name__ for i in range(len(changes) + 1)]
+        reason = "; ".join([stats["solver_reason"], *changes])
+        return stats | {"solver": ", then ".join(names), "solver_reason": reason}
+
+
+def _radius(state: FlowState) -> tuple[float, np.ndarray]:
+    """The largest Ritz value of the last Krylov space, and its vector in the basis."""
+    known = state.solver_state
+    values, vectors = np.linalg.eigh(np.asarray(known.small))  # zero beyond the space
+    largest = int(np.argmax(np.abs(values)))
+    return float(np.abs(values[largest])), vectors[:, largest]
+
+
+def _entered(path: FlowPath, state: FlowState, step: float) -> FlowState:
+    """The state of `path` where that of a path with the other solver stands."""
+    before, solver = state.solver_state, path.solver
+    if isinstance(solver, EXPRB32):
+        after = solver.begun(state.params, before.f0, before.gradients)
+    else:
+        assert isinstance(solver, RKC3)
+        value, weights = _radius(state)
+        direction = jtu.tree_map(lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1), before.first)
+        after = solver.begun(state.t, state.params, before.f0, before.gradients, value, direction)
+    # the controller knows no error of this method
+    fresh = jtu.tree_map(jnp.zeros_like, state.controller_state)
+    t_next = jnp.minimum(state.t + jnp.asarray(step, state.t.dtype), path.t_max)
+    which = lambda s: (s.solver_state, s.controller_state, s.t_next)
+    return eqx.tree_at(which, state, (after, fresh, t_next))
