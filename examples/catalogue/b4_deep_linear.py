@@ -40,12 +40,15 @@ def along(depth, x, y, seed, level):
 
 
 def run(quick: bool) -> Entry:
-    """Two and three layers on random data to −log L = 1e8, two on real data to 1e5."""
+    """Two and three layers on random data to −log L = 1e8, two on real data to 1e5, on digits to 1e4."""
     runs = {
         (depth, str(seed)): along(depth, *teacher(seed, 20, 8), seed, 1e8) for depth in STD for seed in SEEDS
     }
     found = real(ones=False)
-    real_runs = {(2, name): along(2, *found[name], 0, 1e5) for name in (("wine",) if quick else found)}
+    levels = {"wine": 1e5} if quick else {"iris": 1e5, "wine": 1e5, "digits": 1e4}
+    real_runs = {(2, name): along(2, *found[name], 0, level) for name, level in levels.items()}
+    # with 390 parameters the digits have no dense Jacobian
+    shortest = {name: 1 - columns[3, -1] for (_, name), columns in real_runs.items()}
     # σ₂/σ₁ ∝ 1/‖θ‖ = e⁻ˢ, over the last two units of s
     factors = [
         np.interp(s[-1], s, np.log(ratio) + s) - np.interp(s[-1] - 2, s, np.log(ratio) + s)
@@ -85,10 +88,13 @@ def run(quick: bool) -> Entry:
                 "misalignment 1 − |⟨v, u⟩| there", worst(columns[4, -1] for columns in runs.values()), 1e-6
             ),
             below("σ₂/σ₁ falls like 1/‖θ‖ = e⁻ˢ: relative error of the factor", worst(np.abs(factors)), 0.02),
-            above(
-                "real data: margin over the largest at −log L = 1e5, least",
-                1 - worst(columns[3, -1] for columns in real_runs.values()),
-                0.999,
+            *(
+                above(
+                    f"{name}: margin over the largest at −log L = {levels[name]:.0e}",
+                    found,
+                    0.998 if name == "digits" else 0.999,
+                )
+                for name, found in shortest.items()
             ),
         ],
         draw,
