@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gflow import _tree, clocks, curvature
+from gflow import _tree, curvature
 from gflow._attempt import attempt
 from gflow._path import (
     ASTRAY,
@@ -22,7 +22,9 @@ from gflow._path import (
 )
 from gflow._problem import Problem
 from gflow._watch import Watch
-from gflow.clocks import AbstractClock, Mark
+from gflow.clocks import AbstractClock
+from gflow.clocks import _mark as marks
+from gflow.clocks._mark import Mark
 from gflow.flows import AbstractFlow, GradientFlow
 from gflow.solvers import AbstractFlowSolver, Predictive
 
@@ -79,7 +81,7 @@ class FlowPath(AbstractPath):
         term = self.clock.term(self.flow, problem)
         mark, log_t = None, None
         if not self.plain:
-            mark, log_t = clocks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
+            mark, log_t = marks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
         zero = jnp.zeros((), self.t_max.dtype)
         t_next, controller_state = self.controller.init(
             term,
@@ -155,7 +157,9 @@ class FlowPath(AbstractPath):
             if error is not None:  # log t is kept as accurate as the parameters
                 one = jnp.ones_like(mark.error)
                 wrong = jnp.where(jnp.isfinite(mark.error), jnp.abs(mark.error), jnp.inf)
-                compared = ((now.params, one), (safe, one), (error, wrong))
+                wrong *= (1 + self.problem.size) ** 0.5  # one of so many entries, of which a mean is taken
+                magnified = jtu.tree_map(lambda e: e * self._magnification(mark).astype(e.dtype), error)
+                compared = ((now.params, one), (safe, one), (magnified, wrong))
         keep, t, t_next, made_jump, controller_state, controller_result = self.controller.adapt_step_size(
             now.t,
             now.t_next,
@@ -167,6 +171,8 @@ class FlowPath(AbstractPath):
         )
         keep = jnp.asarray(keep)
         t = jnp.minimum(t, self.t_max)
+        if self.clock.longest < np.inf:
+            t_next = jnp.minimum(t_next, t + self.clock.longest)
         t_next = self._clip(t, t_next, keep)
         accept = keep & finite
 
@@ -281,15 +287,27 @@ class FlowPath(AbstractPath):
         if self.plain:
             return params, None
         share = (t - state.t_before) / (state.t - state.t_before)
-        return params, clocks.log_time(state.mark_before, state.mark.course, share)
+        return params, marks.log_time(state.mark_before, state.mark.course, share)
 
     def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
         """After a `step` of the clock."""
-        return clocks.advance(self.clock, self.flow, self.problem, before, step, params)
+        return marks.advance(self.clock, self.flow, self.problem, before, step, params)
+
+    def _magnification(self, mark: Mark) -> Float[Array, ""]:
+        """How much more an error of θ counts where margins are large.
+
+        A relative error ε of θ is one of about δ = ε |log L| in the margins, and then of the weights of the
+        examples. It enters the speeds at the ends of a step, by which records are interpolated, and its
+        square is a drift to one side. So it is kept below 1e-4, and below √ε.
+        """
+        rtol = getattr(self.controller, "rtol", None)
+        if rtol is None or mark.descent is None:
+            return jnp.ones_like(mark.error)
+        return jnp.maximum(1, jnp.abs(mark.descent.log_loss) * jnp.maximum(1e4 * rtol, jnp.sqrt(rtol)))
 
     def _known(self, params: PyTree[Array], log_t: Array | None) -> dict[str, Array]:
         """What the clock knows of a place."""
-        return {} if log_t is None else clocks.quantities(self.problem, params) | {"log_t": log_t}
+        return {} if log_t is None else marks.quantities(self.problem, params) | {"log_t": log_t}
 
     def locate(self, state):
         """By bisection of the margins on the dense output, until they cross first."""
@@ -356,7 +374,7 @@ class FlowPath(AbstractPath):
                 "the loss rose by more than 1 % between two records, which gradient flow can't do: the "
                 "steps were too long to follow it; use a smaller rtol and atol, or a shorter dt0"
             )
-        if state.mark is not None and clocks.halts(self.problem, state.mark):
+        if state.mark is not None and marks.halts(self.problem, state.mark):
             found.append(
                 f"the loss does not tend to 0 but stays at {float(losses[-1]):.6g}, with some example on the "
                 "wrong side: the data seem not to be separable by this model, so that the direction of the "
@@ -370,6 +388,13 @@ class FlowPath(AbstractPath):
         steps, rejected = int(state.steps), int(state.rejected)
         start, here = (float(_tree.norm(p)) for p in (self.problem.params, state.params))
         grown = self.plain and here > 1e3 * (1 + start)  # in other clocks it may well
+        if code == ASTRAY and state.mark.descent is not None:
+            margin = -float(state.mark.descent.log_loss)
+            if marks.is_blurred(10 * margin, state.t.dtype):
+                return "clock_failure", (
+                    f"the margins, {margin:.2g} at {symbol} = {t:.6g}, are so large that {state.t.dtype} can"
+                    "not resolve their differences, which decide the direction; stop earlier"
+                )
         if code == ASTRAY:
             return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
         if code == SOLVER_FAILURE:

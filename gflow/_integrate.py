@@ -13,7 +13,6 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from gflow import clocks
 from gflow._ensemble import EnsembleRun, split
 from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
@@ -24,6 +23,8 @@ from gflow._trajectory import Trajectory
 from gflow._two_phase import TwoPhaseRun
 from gflow._watch import Watch
 from gflow.clocks import AbstractClock, Time, TwoPhase
+from gflow.clocks import _mark as marks
+from gflow.clocks._clocks import Refused
 from gflow.flows import AbstractFlow, GradientFlow, WeightDecay
 from gflow.observe import RESERVED, AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
@@ -72,8 +73,8 @@ def integrate(
     - `clock`: the variable in which the path is traversed, one of [`gflow.clocks`][]; by default plain time.
         Horizon, `dt0` and save times are in its unit, and stop conditions may also name `"log_loss"` (with a
         loss that has a logarithm of its own) and `"log_t"`. A clock other than plain time gives each step
-        a twentieth of the tolerances, controls the error of log t together with those of the parameters, and
-        accepts `rtol` up to 1e-4.
+        a twentieth of the tolerances, and less where an error of the parameters moves large margins; it
+        controls the error of log t by itself as well, and accepts `rtol` up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
         tolerance ([`gflow.solvers.choose`][]), and for large smooth problems another takes its place in the
         midst of the run where that is measured to be cheaper; `stats` says which, and why. With a
@@ -175,7 +176,7 @@ def flow_run(
     plain = isinstance(clock, Time) and log_t0 == -math.inf
     _check_clock(clock, flow, problem, plain)
     observables = as_observables(observe)
-    recorded = RESERVED if plain else clocks.recorded(problem)
+    recorded = RESERVED if plain else marks.recorded(problem)
     _refuse_names(observables, recorded)
     watch = Watch(stop, observables, dtype, recorded)
     times = _save_times(save_at, t_max, bool(watch), dtype)
@@ -285,14 +286,14 @@ def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) 
         one.check(problem)
     if options["controller"] is None:
         _check_rtol(options["rtol"], problem.dtype, clock.second)
-    recorded = clocks.recorded(problem)
+    recorded = marks.recorded(problem)
     observables = as_observables(options["observe"])
     _refuse_names(observables, recorded)
     Watch(options["stop"], observables, problem.dtype, recorded)
     _save_times(options["save_at"], t_max, bool(options["stop"]), problem.dtype)
     level = 0.3 / problem.examples if clock.loss_below is None else clock.loss_below
     level = positive("loss_below", level, "loss", problem.dtype)
-    times = np.unique(np.append(0.0, np.asarray(clock.times, np.float64)))
+    times = np.unique(np.append(0.0, np.asarray(clock.times)).astype(problem.dtype)).astype(np.float64)
     checkpoint = options.pop("checkpoint")
     most = _MAX_STEPS_OF_CLOCKS if options["max_steps"] is None else options["max_steps"]
     stop, save_at = LossBelow(level), times
@@ -305,8 +306,10 @@ def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) 
         **options | {"stop": stop, "save_at": save_at, "max_steps": most},
     )
 
-    def begin(problem: Problem, log_t0: float) -> Run:
-        return flow_run(problem, t_max, clock=clock.second, log_t0=log_t0, checkpoint=checkpoint, **options)
+    def begin(problem: Problem, log_t0: float, observed: PyTree) -> Run:
+        run = flow_run(problem, t_max, clock=clock.second, log_t0=log_t0, checkpoint=checkpoint, **options)
+        run.observed = observed
+        return run
 
     return TwoPhaseRun(first, begin)
 
@@ -327,7 +330,7 @@ def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) 
         )
     clock.check(problem)
     if not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
-        raise clocks.Refused(f"clock={type(clock).__name__}() {clock.refusal}")
+        raise Refused(f"clock={type(clock).__name__}() {clock.refusal}")
 
 
 def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:
@@ -347,11 +350,12 @@ def _refuse_names(observables: Sequence[AbstractObservable], recorded: Sequence[
 
 
 def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
-    rtol, finest = positive("rtol", rtol, "tolerance", dtype), 10 * float(jnp.finfo(dtype).eps)
+    rtol, finest = positive("rtol", rtol, "tolerance", dtype), 10 * float(jnp.finfo(dtype).eps) / clock.share
     if rtol < finest:
+        where = "" if clock.share == 1 else f" with clock={type(clock).__name__}()"
         raise ValueError(
-            f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}, but {rtol:.1e} came; enable x64 "
-            'with jax.config.update("jax_enable_x64", True) and use a float64 model, or loosen rtol.'
+            f"rtol must be at least {finest:.1e} in {np.dtype(dtype).name}{where}, but {rtol:.1e} came; "
+            'enable x64, jax.config.update("jax_enable_x64", True), and use a float64 model, or loosen rtol.'
         )
     if rtol > clock.max_rtol * (1 + 1e-6):
         raise ValueError(

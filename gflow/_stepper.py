@@ -102,6 +102,7 @@ class Run:
         self._doubtful: dict[str, Any] = {}  # how often each doubt came up
         self.stopped_by: int | None = None  # the number of a stop condition
         self._state: Any = None
+        self.observed: PyTree = None  # states of the observables; those of a run before this one are kept
         self._done = 0  # positions recorded
         self._located: tuple[float | int, int] | None = None
         self._step_losses: list[np.ndarray] = []
@@ -163,7 +164,8 @@ class Run:
             self._initial_loss = float(check_start(path.problem, lambda: path.evaluate(state)))
             self._gradients += 2
             self._last = path.problem.params
-            self._observed = init_observables(self.observables, path.problem, self._last)
+            if self.observed is None:
+                self.observed = init_observables(self.observables, path.problem, self._last)
             self._state = state
             self._keep_step_losses()
             self._restore()
@@ -279,11 +281,11 @@ class Run:
             return True
         values, hvps, trusted = {}, 0, {}
         if self.observables:
-            values, self._observed, hvps, trusted = read_observables(
+            values, self.observed, hvps, trusted = read_observables(
                 self.observables,
                 self.path.problem,
                 params,
-                self._observed,
+                self.observed,
                 step_to_read(self.observables, self.path, self._state),
             )
         self.t.append(t)
@@ -311,7 +313,7 @@ class Run:
             "switch": None if self.switch is None else self.switch.memory,
         }
         trees = {
-            "now": (self._state, self._last, self._observed),
+            "now": (self._state, self._last, self.observed),
             "step_losses": [np.concatenate(self._step_losses)] if self._step_losses else [],
             "records": [np.stack(jax.device_get(values)) for values in self.records.values()],
             "saved": _stack(self.saved),
@@ -326,7 +328,7 @@ class Run:
         programs = [program(type(path).advance, path, state, np.asarray(self.end), np.asarray(1))]
         if self.observables:
             step = step_to_read(self.observables, path, state)
-            arguments = (self.observables, path.problem, self._last, self._observed, step)
+            arguments = (self.observables, path.problem, self._last, self.observed, step)
             programs.append(program(read_observables, *arguments))
         numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
         self._checkpoint = Checkpoint(self.checkpoint, numbers, programs)
@@ -334,7 +336,7 @@ class Run:
         def like(header):
             if self.switch is not None:
                 self.path, self._state = self.switch.restored(header["switch"], state)
-            return {"now": (self._state, self._last, self._observed)}
+            return {"now": (self._state, self._last, self.observed)}
 
         found = self._checkpoint.read(like, rows=("step_losses", "records", "saved"))
         if found is None:
@@ -343,7 +345,7 @@ class Run:
         self._done, self.t, self._doubtful = header["done"], header["t"], header["doubtful"]
         self._at = list(self.positions[: len(self.t)])
         self._gradients, self._hvps = header["gradients"], header["hvps"]
-        self._state, self._last, self._observed = trees["now"]
+        self._state, self._last, self.observed = trees["now"]
         self._step_losses = trees["step_losses"]
         self.records = {n: list(rows) for n, rows in zip(header["names"], trees["records"], strict=True)}
         if trees["saved"]:

@@ -7,20 +7,22 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import PyTree
 
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import FlowError, Trajectory
-from gflow.clocks import Refused
+from gflow.clocks._clocks import Refused
 
 
 class TwoPhaseRun:
     """A run that its first stop condition ends, and then a second one from there.
 
-    `begin` makes the second run from the problem at the switch and the logarithm of the time there.
+    `begin` makes the second run from the problem at the switch, the logarithm of the time there, and what the
+    observables remember, such as the value that a conserved quantity had at the start of the first.
     """
 
-    def __init__(self, first: Run, begin: Callable[[Problem, float], Run]):
+    def __init__(self, first: Run, begin: Callable[[Problem, float, PyTree], Run]):
         self._first, self._begin = first, begin
         self._second: Run | None = None
 
@@ -32,7 +34,7 @@ class TwoPhaseRun:
             is_params = lambda p: p.params
             problem = eqx.tree_at(is_params, self._first.path.problem, self._first.params)
             try:
-                second = self._begin(problem, float(self._before.log_t[-1]))
+                second = self._begin(problem, float(self._before.log_t[-1]), self._first.observed)
             except Refused as error:  # the first phase must not be lost
                 self._first.status = "clock_failure"
                 self._first.reason = f"the loss fell to its level, but {error}"
@@ -44,7 +46,7 @@ class TwoPhaseRun:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""
         if self._second is None:
             result = self._first.trajectory(throw=False)
-            if result.status == "max_steps":
+            if result.status in ("max_steps", "clock_failure") and self._first.stopped_by is None:
                 reason = (
                     f"{result.reason}. The loss did not fall to the level at which the clock changes: the "
                     "data may not be separable by this model, or give a higher loss_below"

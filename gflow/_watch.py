@@ -79,8 +79,8 @@ class Watch(eqx.Module):
         return sides * (values - self.levels), states, hvps
 
     def gradients(self) -> int:
-        """Gradients that one evaluation takes; a loss alone is counted as one as well."""
-        return int(any(item.quantity in self._reserved for item in self.stops))
+        """Gradients that one evaluation takes; a loss alone is counted as one as well, and log t as none."""
+        return int(any(item.quantity in self._reserved and item.quantity != "log_t" for item in self.stops))
 
     def _values(self, problem, params, states, known: Mapping[str, Array] | None = None):
         found = dict(known or {})

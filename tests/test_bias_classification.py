@@ -69,14 +69,35 @@ def test_margins_of_networks_with_biases_are_refused(relu, separable, size):
         jax.block_until_ready(eqx.filter_jit(bias.parameter_margin)(biased, separable))
 
 
-def test_a_run_with_a_refused_margin_says_why_and_runs_without_it(relu, separable):
+class Residual(eqx.Module):
+    """f(x) = v·(x + relu(Wx) + b), with a skip connection and a bias."""
+
+    w: jax.Array
+    v: jax.Array
+    b: jax.Array
+
+    def __call__(self, x):
+        return self.v @ (x + jax.nn.relu(self.w @ x) + self.b)
+
+
+@pytest.mark.parametrize("clock", [None, gflow.clocks.LogLoss()])
+def test_a_run_with_a_refused_margin_says_why_and_runs_without_it(relu, separable, clock):
     biased = eqx.tree_at(lambda m: m.b, relu, jnp.asarray(0.0), is_leaf=lambda leaf: leaf is None)
+    model = biased if clock is None else Residual(jnp.eye(3) / 2, jnp.ones(3), jnp.zeros(3))
     run = lambda **observe: gflow.integrate(
-        biased, separable, 0.1, loss=gflow.losses.Exponential(), save_at=3, observe=observe, throw=False
+        model,
+        separable,
+        0.1,
+        loss=gflow.losses.Exponential(),
+        clock=clock,
+        save_at=3,
+        observe=observe,
+        throw=False,
     )
     refused = run(margin=bias.parameter_margin)
     assert refused.status == "error" and "homogeneous" in refused.reason
-    assert run(q=bias.margins).status == "success"
+    fine = run(q=bias.margins)
+    assert fine.status == "success" and fine.loss[-1] < fine.loss[0]
 
 
 def test_residual_networks_are_refused(separable):

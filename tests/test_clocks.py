@@ -15,9 +15,12 @@ from scipy.optimize import minimize_scalar
 from systems import Factors, Linear, tanh_network
 
 import gflow
-from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase, course, log_elapsed
+from gflow._watch import Watch
+from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase
+from gflow.clocks._log_time import course, log_elapsed
 from gflow.flows import AbstractFlow
 from gflow.losses import CrossEntropy, Exponential, Log, Logistic, Squared
+from gflow.observe import Conserved
 from gflow.stop import Crosses, LossBelow
 
 ONE = (np.ones((1, 1)), np.ones(1))
@@ -70,6 +73,16 @@ def test_log_t_of_one_logistic_example():
         cuts = [c for c in (0, 1, 5, 20, 60) if c < w]
         assert abs(float(mpmath.quad(speed, [*cuts, w]) - tau)) < 1e-6
         assert abs(log_t - exact(w)) < 1e-6
+
+
+def test_log_t_beside_many_parameters_that_rest():
+    # the error of log t is not lost in the mean over parameters
+    x = np.zeros((1, 1000))
+    x[0, 0] = 1
+    kwargs = dict(loss=Logistic(), clock=LogLoss(), save_at=np.geomspace(0.1, 20, 12), save_models=True)
+    traj = gflow.integrate(at_zero(1000), (x, np.ones(1)), 20.0, **kwargs, solver=diffrax.Tsit5())
+    w = np.asarray(traj.models.w)[:, 0]
+    assert np.max(np.abs(traj.log_t - np.log(w + np.expm1(w)))) < 2e-6
 
 
 def separable(seed):
@@ -211,22 +224,25 @@ def flat(model, i):
 def test_two_phases_and_log_norm_time(tmp_path):
     model, data = network()
     n = len(data[1])
-    s = np.linspace(0, 3, 7)
+    norm = lambda m, _: jnp.sqrt(sum(jnp.sum(w**2) for w in m.matrices))
+    s = np.array([0, 0.5, 1, 2, 3, 5, 7])  # −log L = 2e6 in the end
     options = dict(
         loss=Exponential(),
         clock=TwoPhase(times=[0.5, 1.0, 1e6]),
         save_at=s,
         save_models=True,
-        observe={"norm": lambda m, _: jnp.sqrt(sum(jnp.sum(w**2) for w in m.matrices))},
+        observe={"norm": norm, "growth": Conserved("growth", norm, 1e9)},
         checkpoint=tmp_path / "run",
     )
-    traj = gflow.integrate(model, data, 3.0, **options)
+    traj = gflow.integrate(model, data, 7.0, **options)
     assert traj.ok and traj.switch == 3 and traj.s[3] == 0 and np.array_equal(traj.s[3:], s)
     assert traj.loss[3] == pytest.approx(0.3 / n, rel=1e-9)
     assert np.array_equal(traj.t[:3], [0, 0.5, 1.0]) and np.all(np.diff(traj.log_t) > 0)
     np.testing.assert_allclose(traj.s[:3], traj.t[:3] - traj.t[3], rtol=1e-12)
     np.testing.assert_allclose(np.log(traj["norm"][3:] / traj["norm"][3]), s, atol=1e-4)
     np.testing.assert_allclose(np.exp(traj["log_loss"][:4]), traj.loss[:4])
+    # what an observable remembers of the start outlives the switch
+    np.testing.assert_allclose(traj["growth"], np.abs(traj["norm"] - traj["norm"][0]), atol=1e-12)
     start = flat(traj.models, 3), traj.log_t[3]
     exact, log_t, log_loss = margins_path(model, data, start, s)
     for i in range(len(s)):
@@ -236,13 +252,38 @@ def test_two_phases_and_log_norm_time(tmp_path):
     smoothed = -(traj["log_loss"] + np.log(n))[3:] / traj["norm"][3:] ** 2
     assert np.all(np.diff(smoothed) > -1e-9)
     # the same from the end of a run that was kept, and from a file
-    kept = gflow.integrate(model, data, 3.0, **options)
+    kept = gflow.integrate(model, data, 7.0, **options)
     assert np.array_equal(kept.log_t, traj.log_t)
     traj.save(tmp_path / "trajectory")
     loaded = gflow.load(tmp_path / "trajectory", like=model)
     for name in ("t", "s", "log_t", "switch"):
         assert np.array_equal(getattr(loaded, name), getattr(traj, name))
     assert "log t" in repr(loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6])
+def test_more_parameters_than_a_dense_jacobian_allows(rtol):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(30, 160))
+    y = np.sign(x @ random.normal(size=160))
+    z, s = y[:, None] * x, np.array([0.0, 2.0, 4.0])
+
+    def field(_, p):  # of β = u² − v², in log-norm time
+        u, v = p[:160], p[160:]
+        q = z @ (u**2 - v**2)
+        g = z.T @ np.exp(-q - np.logaddexp.reduce(-q))
+        g = np.concatenate([2 * u * g, -2 * v * g])
+        return p @ p / (p @ g) * g
+
+    kwargs = dict(
+        loss=Exponential(), clock=TwoPhase(), save_at=s, save_models=True, rtol=rtol, atol=1e-3 * rtol
+    )
+    traj = gflow.integrate(gflow.models.Diagonal.constant(160, 0.1, 2), (x, y), 4.0, **kwargs)
+    assert traj.stats["solver"].endswith("RKC2") and traj["log_loss"][-1] < -1e4
+    found = np.concatenate([traj.models.u, traj.models.v], axis=1)[traj.switch :]
+    exact = solve_ivp(field, (0, 4), found[0], method="LSODA", rtol=1e-9, atol=1e-12, t_eval=s).y.T
+    assert np.max(np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)) < rtol
 
 
 def test_the_first_phase_may_end_a_run():
@@ -301,6 +342,16 @@ def test_arclength_of_a_classifier_outlives_its_loss():
     traj = gflow.integrate(at_zero(1), ONE, 2000.0, **kwargs)
     np.testing.assert_allclose(np.asarray(traj.models.w)[:, 0], traj.s, rtol=1e-9)
     np.testing.assert_allclose(traj.log_t[1:], traj.s[1:], rtol=1e-9)
+
+
+def test_margins_that_floats_do_not_tell_apart_end_with_a_status():
+    # θ = eˢ, of which an ulp is 1 at s = 37, and which overflows at s = 709
+    start, save_at = Linear(jnp.array([3.0])), [0.0, 10.0]
+    kwargs = dict(loss=Exponential(), clock=LogNorm(), save_at=save_at, throw=False)
+    traj = gflow.integrate(start, ONE, 800.0, **kwargs)
+    assert traj.status == "clock_failure" and "resolve" in traj.reason
+    assert 30 < np.log(traj.model.w[0]) < 37
+    assert traj["log_loss"][1] == pytest.approx(-3 * np.exp(10), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -468,6 +519,7 @@ REFUSED = [
     (dict(clock=TwoPhase(), rtol=1e-3), "at most 0.0001"),
     (dict(clock=LogLoss(), flow=Clockwork()), "depend on time"),
     (dict(clock=TwoPhase(loss_below=-1.0)), "loss_below"),
+    (dict(clock=LogLoss(), rtol=1e-14), r"at least 4.4e-14 in float64 with clock=LogLoss\(\)"),
     (dict(clock=LogLoss(), observe={"log_t": lambda m, d: 0.0}), "records anyway"),
     (dict(clock=Time(), stop=Crosses("log_t", 3.0)), "not recorded"),
 ]
@@ -479,7 +531,17 @@ def test_what_is_refused(kwargs, message):
         gflow.integrate(at_zero(2), SIGNS, 1.0, **{"loss": Logistic(), **kwargs})
 
 
+def test_log_t_alone_costs_no_gradient():
+    names = ("loss", "gradient_norm", "log_loss", "log_t")
+    watch = lambda *stops: Watch(stops, (), np.dtype(float), names)
+    assert watch(Crosses("log_t", 3.0)).gradients() == 0
+    assert watch(Crosses("log_t", 3.0), Crosses("log_loss", -3.0)).gradients() == 1
+
+
 def test_more_that_is_refused():
+    for times in ([-1.0], [np.nan], np.ones((1, 1))):
+        with pytest.raises(ValueError, match="times must be readings of the first clock"):
+            TwoPhase(times=times)
     model, data = tanh_network(sizes=(3, 4, 1))
     at_rest = lambda m, d: 0.0 * jnp.sum(m.layers[0].weight)
     with pytest.raises(ValueError, match="moves where it starts"):

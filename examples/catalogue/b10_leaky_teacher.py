@@ -45,7 +45,7 @@ def run(quick: bool) -> Entry:
         left, right = figure.subplots(1, 2)
         for seed, flow in zip(SEEDS, flows, strict=True):
             spread = [max(1 - np.min(within(w[i::2])) for i in (0, 1)) for w in flow["w"]]
-            left.loglog(flow.t, np.maximum(spread, 1e-16), label=f"data {seed}")
+            left.loglog(flow.s, np.maximum(spread, 1e-16), label=f"data {seed}")
         left.set(xlabel=r"$\tau$", ylabel=r"$1-$ least cosine in a cluster")
         left.legend()
         w = flows[0]["w"][-1]

@@ -1,21 +1,16 @@
 """B3: logistic regression goes to the separator of largest ℓ₂ margin, like 1/log t."""
 
-import diffrax
 import jax.numpy as jnp
 import numpy as np
-from entry import Entry, below
+from entry import Entry, above, below
 from references import max_margin
 from separable import SEEDS, direction_distance, real, teacher, worst
 
 import gflow
-from gflow.losses import Log, Logistic
+from gflow.clocks import LogLoss
+from gflow.losses import Logistic
 
 TIMES = np.r_[0.0, np.geomspace(1, 1e5, 51)]
-
-
-def log_time(flow) -> np.ndarray:
-    """log t at late τ: t L = r with dr/dτ = 1 − r ‖∇ log L‖², so that r settles at 1/‖∇ log L‖²."""
-    return -flow.loss - 2 * np.log(flow.gradient_norm)
 
 
 def run(quick: bool) -> Entry:
@@ -32,16 +27,14 @@ def run(quick: bool) -> Entry:
             gflow.models.DeepLinear([jnp.zeros((1, x.shape[1]))]),
             (x, y),
             TIMES[-1],
-            loss=Log(Logistic()),
-            solver=diffrax.Kvaerno5(),
-            rtol=1e-8,
-            atol=1e-11,
+            loss=Logistic(),
+            clock=LogLoss(),
             save_at=TIMES,
             observe={"w": lambda model, _: model.effective()[0]},
         )
         distance = np.array([direction_distance(w, separator) for w in flow["w"][1:]])
         increment = direction_distance(flow["w"][-1] - flow["w"][at[10**4.5]], separator)
-        law = (distance * log_time(flow)[1:])[at[1e4] - 1 :]
+        law = (distance * flow.log_t[1:])[at[1e4] - 1 :]
         runs[name] = flow, distance, increment, np.ptp(law) / law[-1]
 
     def draw(figure):
@@ -49,8 +42,8 @@ def run(quick: bool) -> Entry:
         shown = [name for name in runs if name.endswith(" 0") or not name[-1].isdigit()]
         for name in shown:
             flow, distance, *_ = runs[name]
-            late = log_time(flow)[1:] > 3
-            left.loglog(log_time(flow)[1:][late], distance[late], label=name)
+            late = flow.log_t[1:] > 3
+            left.loglog(flow.log_t[1:][late], distance[late], label=name)
         left.set(xlabel=r"$\log t$", ylabel=r"distance of $w/\|w\|$ to $\hat w$")
         left.legend(fontsize=7)
         (x, y), flow = sets["30 × 2, 0"], runs["30 × 2, 0"][0]
@@ -82,6 +75,12 @@ def run(quick: bool) -> Entry:
                 "log t times the distance: relative change over a decade of τ",
                 worst(r[3] for r in runs.values()),
                 0.02,
+            ),
+            above("log t at τ = 1e5, least", min(r[0].log_t[-1] for r in runs.values()), 1e3),
+            below(
+                "seconds of a run, compilation apart, longest",
+                worst(r[0].stats["seconds"] - r[0].stats["compile_seconds"] for r in runs.values()),
+                10,
             ),
         ],
         draw,

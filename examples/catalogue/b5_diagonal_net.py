@@ -3,24 +3,27 @@
 import numpy as np
 from entry import Entry, below, holds
 from references import max_margin, max_margin_in, nonnegative_residual
-from separable import SEEDS, follow, real, teacher, worst
+from separable import SEEDS, follow, real, separated, teacher, worst
 
 import gflow
+from gflow.clocks import LogLoss, TwoPhase
 
-LEVEL = 1e4
+LEVEL, FOR_DIGITS = 1e8, 1e5  # a step with 128 parameters takes many times as long
 BETA = {"beta": lambda model, _: model.effective()}
 
 
-def depth_two(x, y, init):
-    """The flow, its ‖β‖₁ at margin 1 over the smallest less 1, and that of the largest ℓ₂ margin."""
+def depth_two(x, y, init, level):
+    """−log L along the flow, its ‖β‖₁ at margin 1 over the smallest less 1, and that of the ℓ₂ separator."""
     z = y[:, None] * x
     optimum = np.abs(max_margin_in(z, 1)).sum()
     model = gflow.models.Diagonal.constant(x.shape[1], init, 2)
-    flow = follow(model, (x, y), LEVEL, np.linspace(0, 40, 321), observe=BETA, atol=1e-2 * init**2)
-    margin = (flow["beta"] @ z.T).min(axis=1)
-    excess = np.abs(flow["beta"]).sum(axis=1) / np.where(margin > 0, margin, np.nan) / optimum - 1
+    # log-loss time, because its Jacobian is symmetric, so that the steps are cheaper
+    clock, save_at = TwoPhase(second=LogLoss()), np.linspace(0, 200, 801)
+    flow = follow(model, (x, y), level, save_at, clock=clock, observe=BETA, rtol=1e-5, atol=1e-2 * init**2)
+    beta = flow["beta"][separated(flow)]
+    excess = np.abs(beta).sum(axis=1) / (beta @ z.T).min(axis=1) / optimum - 1
     euclidean = np.abs(max_margin(z)).sum() / optimum - 1
-    return flow, excess, euclidean
+    return -flow["log_loss"][separated(flow)], excess, euclidean
 
 
 def mirror(seed, init):
@@ -51,17 +54,16 @@ def run(quick: bool) -> Entry:
     sets = {f"random {seed}": teacher(seed, 20, 8) for seed in SEEDS}
     found = real(ones=False)
     sets |= {name: found[name] for name in (("wine",) if quick else ("iris", "wine", "digits"))}
-    two = {name: depth_two(*data, 1e-2) for name, data in sets.items()}
+    levels = {name: FOR_DIGITS if name == "digits" else LEVEL for name in sets}
+    two = {name: depth_two(*data, 1e-2, levels[name]) for name, data in sets.items()}
     three = [depth_three(seed) for seed in SEEDS]
     mirrors = worst(mirror(seed, 1e-2) for seed in SEEDS)
     ends = {name: excess[-1] for name, (_, excess, _) in two.items()}
-    real_ends = [ends[name] for name in ends if name in ("iris", "wine")]
 
     def draw(figure):
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        for name, (flow, excess, euclidean) in two.items():
-            fits = excess > 0
-            (line,) = left.loglog(-flow.loss[fits], excess[fits], label=name)
+        for name, (level, excess, euclidean) in two.items():
+            (line,) = left.loglog(level, excess, label=name)
             left.axhline(euclidean, color=line.get_color(), ls=":", lw=0.8)
         left.set(xlabel=r"$-\log L$", ylabel=r"$\|\beta\|_1/q_{\min}$ over optimum, $-1$", xlim=(3, LEVEL))
         left.legend(title=r"$D=2$; dotted: $\ell_2$ margin", fontsize=7, title_fontsize=7)
@@ -83,9 +85,13 @@ def run(quick: bool) -> Entry:
         "Moroshko et al., NeurIPS 2020, arXiv:2007.06738",
         [
             below("D = 2: asinh(β/2α²) = Zᵀν, ν ≥ 0: relative residual", mirrors, 1e-6),
-            below(f"D = 2, iris and wine: ‖β‖₁/optimum − 1 at −log L = {LEVEL:.0e}", worst(real_ends), 5e-3),
             below(
-                "D = 2, all data: the same over that of the largest ℓ₂ margin",
+                f"D = 2, all but digits: ‖β‖₁/optimum − 1 at −log L = {LEVEL:.0e}",
+                worst(ends[name] for name in ends if name != "digits"),
+                5e-3,
+            ),
+            below(
+                f"D = 2, digits at {FOR_DIGITS:.0e}: the same over that of the largest ℓ₂ margin",
                 worst(ends[name] / two[name][2] for name in two),
                 0.2,
             ),

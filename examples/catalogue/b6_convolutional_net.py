@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from entry import Entry, above, below
 from references import max_frequency_margin, max_margin
-from separable import SEEDS, follow, teacher, worst
+from separable import SEEDS, follow, separated, teacher, worst
 
 import gflow
 
@@ -26,11 +26,10 @@ def run(quick: bool) -> Entry:
         optimum = size(max_frequency_margin(z))
         model = gflow.models.Convolutional.normal(8, 2, 0.1, key=jax.random.key(seed))
         flow = follow(
-            model, (x, y), LEVEL, np.linspace(0, 30, 601), observe={"w": lambda model, _: model.effective()}
+            model, (x, y), LEVEL, np.linspace(0, 12, 241), observe={"w": lambda model, _: model.effective()}
         )
-        margin = (flow["w"] @ z.T).min(axis=1)
-        fits = margin > 0
-        paths.append((-flow.loss[fits], size(flow["w"][fits]) / margin[fits] / optimum - 1))
+        w = flow["w"][separated(flow)]
+        paths.append((-flow["log_loss"][separated(flow)], size(w) / (w @ z.T).min(axis=1) / optimum - 1))
         ends.append(paths[-1][1][-1])
         euclidean.append(size(max_margin(z)) / optimum - 1)
 

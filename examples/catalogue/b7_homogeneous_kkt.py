@@ -1,5 +1,7 @@
 """B7: the flow of a homogeneous network raises its smoothed margin and goes to KKT points."""
 
+import functools
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -39,6 +41,13 @@ class Biased(eqx.Module):
         return self.network(x) + self.b
 
 
+@functools.cache  # as another entry looks at the same paths
+def path(width: int, seed: int) -> gflow.Trajectory:
+    """The flow from the place where L = 0.3/n to −log L = 2e3."""
+    start, save_at = network(width, seed), np.linspace(0, 4, 161)
+    return follow_relu(start, circle(), 2e3, save_at, rtol=1e-5, observe=OBSERVE)
+
+
 def refused() -> bool:
     """Whether a margin in parameter space is refused for it."""
     try:
@@ -51,19 +60,12 @@ def refused() -> bool:
 def run(quick: bool) -> Entry:
     """ReLU networks of three widths (two if quick), three initialisations each."""
     widths = (12, 50) if quick else (12, 50, 200)
-    data = circle()
-    runs = {
-        (width, seed): follow_relu(
-            network(width, seed), data, 150 if quick else 2e3, np.linspace(0, 60, 601), observe=OBSERVE
-        )
-        for width in widths
-        for seed in SEEDS
-    }
+    runs = {(width, seed): path(width, seed) for width in widths for seed in SEEDS}
     drops, angles, slacks, below_hard = [], [], [], []
     for flow in runs.values():
         at = nearest(flow, 100)
-        late = flow.loss < -np.log(len(data[1]))
-        drops.append(np.max(-np.diff(flow["smoothed"][late])))
+        # relative, to compare with the tolerance of the solver
+        drops.append(np.max(-np.diff(flow["smoothed"])) / flow["smoothed"][-1])
         angles.append(1 - flow["stationarity"][at])
         slacks.append(flow["slackness"][at])
         below_hard.append(np.all(flow["smoothed"] <= flow["margin"]))
@@ -74,9 +76,9 @@ def run(quick: bool) -> Entry:
             for seed in SEEDS:
                 flow = runs[width, seed]
                 label = f"{width} neurons" if seed == 0 else None
-                left.semilogx(-flow.loss, flow["smoothed"], color=color, label=label)
-                middle.loglog(-flow.loss, 1 - flow["stationarity"], color=color, lw=1)
-                right.loglog(-flow.loss, flow["slackness"], color=color, lw=1)
+                left.semilogx(-flow["log_loss"], flow["smoothed"], color=color, label=label)
+                middle.loglog(-flow["log_loss"], 1 - flow["stationarity"], color=color, lw=1)
+                right.loglog(-flow["log_loss"], flow["slackness"], color=color, lw=1)
         for axes in (left, middle, right):
             axes.set(xlabel=r"$-\log L$", xlim=(3, None))
         left.set(ylabel=r"$\log(1/nL)/\|\theta\|^2$")
@@ -89,7 +91,7 @@ def run(quick: bool) -> Entry:
         "parameters go to KKT points of the maximum-margin problem in parameter space.",
         "Lyu and Li, ICLR 2020, arXiv:1906.05890; Ji and Telgarsky, NeurIPS 2020, arXiv:2006.06657",
         [
-            below("largest fall of the smoothed margin between records", worst(drops), 1e-9),
+            below("largest relative fall of the smoothed margin between records", worst(drops), 1e-9),
             holds("the smoothed margin is below the margin", all(below_hard)),
             below("1 − cos(θ, −∇L) at −log L = 100", worst(angles), 1e-3),
             below("slackness Σ pᵢ(qᵢ/q_min − 1) there", worst(slacks), 1e-2),

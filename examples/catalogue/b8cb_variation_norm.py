@@ -2,28 +2,19 @@
 
 import jax.numpy as jnp
 import numpy as np
-from b7_homogeneous_kkt import circle, network
+from b7_homogeneous_kkt import circle, path
 from entry import Entry, above, below
 from references import variation_margin
-from separable import SEEDS, follow_relu
-
-from gflow import bias
+from separable import SEEDS
 
 
 def run(quick: bool) -> Entry:
     """2 q_min/‖θ‖² over the largest margin, from a linear program over 4000 directions."""
     data = circle()
     largest = variation_margin(*data)
-    observe = {"margin": lambda model, data: 2 * bias.parameter_margin(model, data)}
-    level, widths = 2e3, (50,) if quick else (12, 50, 200)
-    runs = {
-        (width, seed): follow_relu(
-            network(width, seed), data, level, np.linspace(0, 80, 401), observe=observe
-        )
-        for width in widths
-        for seed in SEEDS
-    }
-    ends = [flow["margin"][-1] / largest for (width, _), flow in runs.items() if width >= 50]
+    widths = (50,) if quick else (12, 50, 200)
+    runs = {(width, seed): path(width, seed) for width in widths for seed in SEEDS}
+    ends = [2 * flow["margin"][-1] / largest for (width, _), flow in runs.items() if width >= 50]
 
     def draw(figure):
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -31,8 +22,8 @@ def run(quick: bool) -> Entry:
             for seed in SEEDS:
                 flow = runs[width, seed]
                 label = f"{width} neurons" if seed == 0 else None
-                gap = np.maximum(1 - flow["margin"] / largest, 1e-6)
-                left.loglog(-flow.loss, gap, color=color, lw=1, label=label)
+                gap = np.maximum(1 - 2 * flow["margin"] / largest, 1e-6)
+                left.loglog(-flow["log_loss"], gap, color=color, lw=1, label=label)
         left.set(xlabel=r"$-\log L$", ylabel=r"$1-2q_{\min}/(\|\theta\|^2\gamma)$")
         left.legend(fontsize=8)
         model, (x, y) = runs[widths[-1], 0].model, data

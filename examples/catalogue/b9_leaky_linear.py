@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from entry import Entry, below
 from references import max_margin
-from separable import SEEDS, direction_distance, follow, nearest, teacher, worst
+from separable import SEEDS, direction_distance, follow, nearest, separated, teacher, worst
 
 import gflow
 from gflow import bias
@@ -27,7 +27,7 @@ def run(quick: bool) -> Entry:
         separator = max_margin(y[:, None] * x)
         for init in INITS:
             model = gflow.models.TwoLayer.balanced(3, 8, init, key=jax.random.key(seed), slope=0.3)
-            flow = follow(model, (x, y), 4e4, np.linspace(0, 60, 241), observe=OBSERVE, atol=1e-9 * init)
+            flow = follow(model, (x, y), 4e4, np.linspace(0, 12, 241), observe=OBSERVE, atol=1e-9 * init)
             runs[init, seed] = flow, np.array([direction_distance(fit, separator) for fit in flow["fit"]])
     at = {key: nearest(flow, 2e3) for key, (flow, _) in runs.items()}
 
@@ -36,11 +36,11 @@ def run(quick: bool) -> Entry:
         for color, init in zip(("C0", "C1", "C2"), INITS, strict=True):
             for seed in SEEDS:
                 flow, distance = runs[init, seed]
-                fits = -flow.loss > 1
+                late = separated(flow)
                 label = f"scale {init:g}" if seed == 0 else None
-                left.loglog(-flow.loss[fits], distance[fits], color=color, lw=1, label=label)
-                curved = np.maximum(flow["nonlinearity"][fits], 1e-16)
-                right.loglog(-flow.loss[fits], curved, color=color, lw=1)
+                left.loglog(-flow["log_loss"][late], distance[late], color=color, lw=1, label=label)
+                curved = np.maximum(flow["nonlinearity"][late], 1e-16)
+                right.loglog(-flow["log_loss"][late], curved, color=color, lw=1)
         left.set(xlabel=r"$-\log L$", ylabel=r"distance of the linear fit to $\hat w$")
         left.legend(fontsize=8)
         right.set(xlabel=r"$-\log L$", ylabel=r"$1-R^2$ of the linear fit")

@@ -1,11 +1,14 @@
 """Classification data of the catalogue: separable, as rows x with labels ±1."""
 
+import dataclasses
+
 import diffrax
 import numpy as np
 
 import gflow
-from gflow.losses import Exponential, Log
-from gflow.stop import LossBelow
+from gflow.clocks import LogLoss, LogNorm, TwoPhase
+from gflow.losses import Exponential
+from gflow.stop import Crosses
 
 SEEDS = (0, 1, 2)
 
@@ -48,45 +51,46 @@ def direction_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a / np.linalg.norm(a) - b / np.linalg.norm(b)))
 
 
-def follow(model, data, level: float, save_at, *, loss=None, solver=None, **options) -> gflow.Trajectory:
-    """The gradient flow in log-loss time, dθ/dτ = −∇ log L, until −log L = `level`; `traj.loss` is log L.
+def follow(model, data, level: float, save_at, *, clock=None, **options) -> gflow.Trajectory:
+    """The gradient flow of the exponential loss until −log L = `level`.
 
-    By default of the exponential loss, by Kvaerno5: on the separable side the equation is stiff and smooth.
+    By default in two phases, for homogeneous models: plain time until L < 0.3/n, then log-norm time
+    s = log ‖θ‖ from there, in which the records are made. log t is carried along.
     """
-    options = {"rtol": 1e-6, "atol": 1e-10, "max_steps": 50_000} | options
+    options = {"loss": Exponential(), "rtol": 1e-6, "atol": 1e-10} | options
+    clock = TwoPhase() if clock is None else clock
     return gflow.integrate(
-        model,
-        data,
-        np.inf,
-        loss=Log(Exponential() if loss is None else loss),
-        solver=diffrax.Kvaerno5() if solver is None else solver,
-        save_at=save_at,
-        stop=LossBelow(-level),
-        **options,
+        model, data, np.inf, clock=clock, save_at=save_at, stop=Crosses("log_loss", -level), **options
     )
 
 
 def follow_by_euler(model, data, level: float, save_at, step=1e-3, **options) -> gflow.Trajectory:
-    """`follow` for ReLU networks, by Euler steps of fixed length.
+    """`follow` in log-loss time for ReLU networks, by Euler steps of fixed length.
 
     Neurons may slide along kinks, where the vector field jumps: error control takes tiny steps there.
     """
-    options = {"controller": diffrax.ConstantStepSize(), "dt0": step, "max_steps": 10**7} | options
-    return follow(model, data, level, save_at, solver=diffrax.Euler(), **options)
+    fixed = {"solver": diffrax.Euler(), "controller": diffrax.ConstantStepSize(), "dt0": step}
+    return follow(model, data, level, save_at, clock=LogLoss(), max_steps=10**7, **fixed, **options)
 
 
 def follow_relu(model, data, level: float, save_at, **options) -> gflow.Trajectory:
-    """`follow` for ReLU networks that slide at first only: by Euler's method until L < 0.3/n, then by RKC3.
+    """`follow` for ReLU networks that slide at first only: Euler's method takes the first phase.
 
-    The trajectory is that of the second part, in which no example is misclassified.
+    The trajectory is that of the second part, from L = 0.3/n on.
     """
     start = follow_by_euler(model, data, np.log(len(data[1]) / 0.3), np.zeros(1))
-    return follow(start.model, data, level, save_at, solver=gflow.solvers.RKC3(), **options)
+    flow = follow(start.model, data, level, save_at, clock=LogNorm(), **options)
+    return dataclasses.replace(flow, log_t=np.logaddexp(start.log_t[-1], flow.log_t))
 
 
-def nearest(traj: gflow.Trajectory, level: float) -> int:
+def separated(flow: gflow.Trajectory) -> slice:
+    """The records from the switch on, where no example is misclassified."""
+    return slice(flow.switch, None)
+
+
+def nearest(flow: gflow.Trajectory, level: float) -> int:
     """The record whose −log L is nearest to `level`, as a ratio."""
-    return int(np.argmin(np.abs(np.log(np.maximum(-traj.loss, 1e-300) / level))))
+    return int(np.argmin(np.abs(np.log(np.maximum(-flow["log_loss"], 1e-300) / level))))
 
 
 def worst(values) -> float:
