@@ -65,15 +65,26 @@ class Switch(AbstractSwitch):
 
     def review(self, state: FlowState) -> tuple[FlowPath, FlowState]:
         """The path with which to go on, and its state."""
-        memory = self.memory
+        memory, step = self._judged(state)
+        path = self._paths[len(memory["changes"]) % 2]
+        if step is not None:
+            state = _entered(path, state, step)
+        self.memory = memory  # last, because Ctrl-C may come before, and a checkpoint holds both
+        return path, state
+
+    def _judged(self, state: FlowState) -> tuple[dict[str, Any], float | None]:
+        """What is known after a review, and the first step of the other solver, if the run is to change."""
+        memory = dict(self.memory)
         seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
         now = [x.item() for x in jax.device_get(seen)]
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
         memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
         if steps == rejected or memory.pop("begins", False):
-            return self._path, state
+            return memory, None
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
         if isinstance(self._path.solver, EXPRB32):
+            if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+                return memory, None
             stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
             ahead = cost / step * (float(self._path.t_max) - now[0])
             if (cost >= max(_FEW, stages) or cost >= _CLEARLY * stages) and ahead >= _WORTH:
@@ -81,17 +92,17 @@ class Switch(AbstractSwitch):
             elif now[1] >= memory["try"]:
                 why = f"{now[1]} steps had been made, and a trial costs little beside them"
             else:
-                return self._path, state
+                return memory, None
             why, step = f"RKC3, because {why}", _BEGIN * step
             memory["try"] = 2 * now[1] + _MANY
         elif gradients / time < _DEARER * memory["rate"]:
-            return self._path, state
+            return memory, None
         else:
             why = "EXPRB32 again, because RKC3 became dearer than that was"
         memory["rate"] = gradients / time
         memory["begins"], memory["next"] = True, now[1] + 2 * _EVERY  # the first steps are no measure
-        memory["changes"].append(f"from t = {now[0]:.4g} {why}")
-        return self._path, _entered(self._path, state, step)
+        memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
+        return memory, step
 
     def told(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The statistics, with all solvers and the reasons of each change."""

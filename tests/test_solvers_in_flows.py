@@ -9,6 +9,8 @@ import pytest
 from systems import counting, tanh_network
 
 import gflow
+from gflow import _switch
+from gflow._integrate import flow_run
 from gflow._stepper import Run
 
 SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB32()]
@@ -170,6 +172,30 @@ def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkey
     assert resumed.status == "success" and np.array_equal(resumed.model["w"], whole.model["w"])
     for name in ("solver", "solver_reason", "steps", "rejected", "gradients"):
         assert resumed.stats[name] == whole.stats[name]
+
+
+def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver(tmp_path, monkeypatch):
+    def interrupting(path, state, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_switch, "_entered", interrupting)
+    partial = run_crowded(checkpoint=tmp_path / "run.npz")
+    monkeypatch.undo()
+    assert partial.status == "interrupted" and partial.stats["solver"] == "EXPRB32"
+    resumed, whole = run_crowded(checkpoint=tmp_path / "run.npz"), run_crowded()
+    assert resumed.stats["solver_reason"] == whole.stats["solver_reason"]
+    assert np.array_equal(resumed.model["w"], whole.model["w"])
+
+
+def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
+    problem = gflow.Problem(CROWDED, None, crowded)
+    runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-4) for _ in range(2)]
+    path = runs[0].path
+    state = eqx.filter_jit(type(path).advance)(path, path.start(), jnp.asarray(60.0), jnp.asarray(8))
+    assert type(runs[0].switch.review(state)[0].solver) is gflow.solvers.RKC3
+    state = eqx.tree_at(lambda s: s.solver_state.small, state, state.solver_state.small * jnp.nan)
+    path, after = runs[1].switch.review(state)
+    assert type(path.solver) is gflow.solvers.EXPRB32 and after is state
 
 
 def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
