@@ -1,5 +1,7 @@
 """RKC2 and RKC3 against closed forms, an independent stability polynomial, and scipy."""
 
+import itertools
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -10,7 +12,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from gflow import solvers
-from gflow.solvers import _chebyshev
+from gflow.solvers import _bend, _chebyshev
 
 SOLVERS = [solvers.RKC2(), solvers.RKC3()]
 ids = [type(s).__name__ for s in SOLVERS]
@@ -126,6 +128,37 @@ def test_stiff_linear(solver):
     np.testing.assert_allclose(sol.ys[0], exact, atol=1e-3)
 
 
+def test_rkc3_has_order_three_with_steps_that_grow():
+    """y' = -y² from 1 to 1/31: each step longer than the one before, in proportion to 1 + t."""
+    solver, term = solvers.RKC3(), dfx.ODETerm(lambda t, y, args: -(y**2))
+    step = jax.jit(lambda t, t_next, y, state: solver.step(term, t, t_next, y, None, state, False))
+    errors = []
+    for n in (20, 40, 80):
+        ts, y = np.expm1(np.linspace(0, np.log(31), n + 1)), jnp.ones(1)
+        state = solver.init(term, 0.0, ts[1], y, None)
+        for t, t_next in itertools.pairwise(ts):
+            y, _, _, state, _ = step(t, t_next, y, state)
+        errors.append(abs(31 * float(y[0]) - 1))
+    assert np.all(np.abs(np.log2(errors[:-1]) - np.log2(errors[1:]) - 3) < 0.4), errors
+    assert errors[-1] < 1e-5
+
+
+@pytest.mark.parametrize("growth", [0.05, 0.2, 0.3])
+def test_a_solution_linear_in_logarithmic_time_is_foretold_exactly(growth):
+    step = 0.7
+    steps = step / (1 + growth) ** np.arange(1, 4)
+    ages = np.cumsum(steps)
+    c = step / growth  # where steps that grow like this come from
+    past = tuple(jnp.asarray([np.log(c - age)]) for age in ages)
+    now = jnp.asarray([np.log(c)])
+    bend = _bend.extrapolated(step, now, past, jnp.asarray(ages), jnp.log1p(growth), True)
+    for share in (0.3, 1.0):
+        exact = np.log(c + share * step) - np.log(c) - share * step / c
+        np.testing.assert_allclose(bend.at(share, jnp.zeros(1)), exact, rtol=1e-10)
+        slope = step / (c + share * step) - step / c
+        np.testing.assert_allclose(-bend.rate(share, jnp.zeros(1)), slope, rtol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_dense_output_order(solver):
@@ -209,6 +242,19 @@ def test_non_autonomous_pure_quadrature(solver):
     sol = solve(lambda t, y, args: jnp.cos(5 * t) + 0 * y, jnp.zeros(3), 2.0, solver, 1e-6)
     np.testing.assert_allclose(sol.ys[0], np.sin(10) / 5, atol=3e-5)
     assert int(sol.stats["num_steps"]) < 3000
+
+
+EVERY = [*SOLVERS, solvers.EXPRB32(), solvers.EXPRB43()]
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=[type(s).__name__ for s in EVERY])
+def test_backwards_in_time(solver):
+    def vf(t, y, args):
+        return -0.5 * y + jnp.cos(3 * t)
+
+    sol = solve(vf, jnp.ones(2), 0.0, solver, t0=1.0, dt0=-0.02, stepsize_controller=dfx.ConstantStepSize())
+    exact = lambda t: (0.5 * np.cos(3 * t) + 3 * np.sin(3 * t)) / 9.25
+    np.testing.assert_allclose(sol.ys[0], exact(0.0) + np.exp(0.5) * (1 - exact(1.0)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)

@@ -89,7 +89,8 @@ class EXPRB43(AbstractFlowSolver):
         state = solver_state
         t0, t1 = la.as_time(t0), la.as_time(t1)
         dtype = la.real_dtype(y0)
-        h = jnp.asarray(terms.contr(t0, t1), dtype)
+        # backwards diffrax turns the time round, so that its `span` is positive and the step `h` negative
+        h, span = jnp.asarray(terms.contr(t0, t1), dtype), t1 - t0
         start, unravel = ravel_pytree(y0)
         f0, extra = state.f0, 0
         if made_jump is not False:
@@ -103,17 +104,17 @@ class EXPRB43(AbstractFlowSolver):
         with jax.default_matmul_precision("highest"):
             slope = ravel_pytree(f0)[0]
             drift, jacobian = jax.jacfwd(field, argnums=(0, 1))(t0, start)
-            drift = drift.astype(dtype)
+            drift = jnp.asarray(span, dtype) * drift.astype(dtype)
             phis_of = matrix_phi if self.symmetric else general_phi
             half, phis = phis_of(h / 2 * jacobian), phis_of(h * jacobian)
 
             def remainder(share, change):
-                there = field(t0 + (share * h).astype(t0.dtype), start + change)
-                return there - slope - jacobian @ change - share * h * drift
+                there = field(t0 + jnp.asarray(share * span, t0.dtype), start + change)
+                return there - slope - jacobian @ change - share * drift
 
-            u2 = h / 2 * (half[0] @ slope) + (h / 2) ** 2 * (half[1] @ drift)
+            u2 = h / 2 * (half[0] @ slope + half[1] @ drift / 2)
             d2 = remainder(0.5, u2)
-            straight = h * (phis[0] @ slope) + h**2 * (phis[1] @ drift)
+            straight = h * (phis[0] @ slope + phis[1] @ drift)
             d3 = remainder(1.0, straight + h * (phis[0] @ d2))
             rest = 12 * h * (phis[3] @ (d3 - 4 * d2))
             change = straight + 2 * h * (phis[2] @ (8 * d2 - d3)) + rest

@@ -93,7 +93,7 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
 
 
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
-    vf, t0, h, y0, args, f0, rtol, atol, known, known_small, kept = operands
+    vf, t0, span, h, y0, args, f0, rtol, atol, known, known_small, kept = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
     length = la.norm(f0)
@@ -102,8 +102,9 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
     displacement = jax.lax.stop_gradient(la.difference_step(y0))
     zero = la.scale(0, y0)
     weights = jax.lax.stop_gradient(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)), y0))
-    # The displacement in time is a fraction of the step, like that in space of the solution.
-    delay = eps**0.4 * h
+    # The displacement in time is a fraction of the step, like that in space of the solution. Backwards
+    # diffrax turns the time round, so that its `span` is positive and the step `h` negative.
+    share = eps**0.4
 
     def leave(k: _Krylov):
         """From the Lanczos phase to the stage `U = y + h phi_1(hJ) F (+ h² phi_2(hJ) f_t)`."""
@@ -172,12 +173,12 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
 
     def body(k: _Krylov):
         late = (k.phase >= 2).astype(dtype)
-        t = t0 + jnp.where(k.phase == 0, delay, late * h).astype(jnp.result_type(t0))
+        t = t0 + (jnp.where(k.phase == 0, share, late) * span).astype(jnp.result_type(t0))
         field = la.field(vf, t, la.add(y0, k.point), args)
         k = eqx.tree_at(lambda q: q.evaluations, k, k.evaluations + 1)
 
         def derivative(k):
-            drift = la.scale(1 / delay, la.sub(field, f0))
+            drift = la.scale(1 / (share * h), la.sub(field, f0))
             point = la.scale(displacement, k.following)
             return eqx.tree_at(lambda q: (q.phase, q.drift, q.point), k, (jnp.asarray(1), drift, point))
 
@@ -347,7 +348,7 @@ class EXPRB32(AbstractFlowSolver):
         tolerances = (jnp.asarray(self.rtol, dtype), jnp.asarray(self.atol, dtype))
         autonomous = _autonomous(terms.vf, t0, y0, args)
         kept = jnp.where(jnp.asarray(made_jump) | (not autonomous), 0, state.kept)
-        operands = (vf, t0, h, y0, args, f0, *tolerances, state.first, state.small, kept)
+        operands = (vf, t0, t1 - t0, h, y0, args, f0, *tolerances, state.first, state.small, kept)
         k = _run(operands, most=self._most(y0), accuracy=self.accuracy, autonomous=autonomous)
         few = state.small.shape[0]
         y1 = la.add(y0, k.point)

@@ -66,18 +66,19 @@ class _AbstractRKC(AbstractFlowSolver):
         t0, t1 = la.as_time(t0), la.as_time(t1)
         state = solver_state
         h = jnp.asarray(terms.contr(t0, t1), dtype)
+        span = jnp.asarray(t1 - t0, state.times.dtype)
         jump = jnp.asarray(made_jump)
         state = eqx.tree_at(lambda s: s.known, state, jnp.where(jump, 0, state.known))
         bend, growth = Bend(), state.growth
         if self.memory > 0:
             ages = jnp.asarray(t0, state.times.dtype) - state.times
-            growth = jnp.where(state.known > 0, grown(state.growth, h, ages[0], state.known), state.growth)
+            growth = jnp.where(state.known > 0, grown(state.growth, span, ages[0], state.known), state.growth)
             ready = (state.known >= self.memory) & (h != 0)
-            bend = extrapolated(h, y0, state.past, ages, growth, ready)
+            bend = extrapolated(span, y0, state.past, ages, growth, ready)
         # Closed-over tracers become explicit operands, as the derivative rule needs.
         vf = eqx.filter_closure_convert(terms.vf, t0, y0, args)
         radius = la.stop_gradient(state.radius)
-        operands = (vf, t0, h, y0, args, state.f0, jump, radius, bend)
+        operands = (vf, t0, span, h, y0, args, state.f0, jump, radius, bend)
         sweep = run_step(operands, max_stages=self.max_stages, every=self.every)
 
         increment = bend.at(1, sweep.point)

@@ -46,7 +46,8 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
     They share one loop with a single call of the vector field, so that a large model is
     compiled once, and a step whose stages reveal instability can start again inside it.
     """
-    vf, t0, h, y0, args, f0, jump, radius, bend = operands
+    # backwards in time diffrax turns the time round, so that `span` is positive and the step `h` negative
+    vf, t0, span, h, y0, args, f0, jump, radius, bend = operands
     dtype = la.real_dtype(y0)
     length = la.norm(la.stop_gradient(y0))
     eps = float(jnp.finfo(dtype).eps)
@@ -80,7 +81,7 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
         # Abscissa of the point: stages 1..s carry theirs, the rest is evaluated at t0.
         last = sweep.index >= sweep.stages
         c = jnp.where(sweep.index <= 0, 0, jnp.where(last, 1, sweep.coefficients.c))
-        t = t0 + jnp.asarray(c, jnp.result_type(t0)) * jnp.asarray(h, jnp.result_type(t0))
+        t = t0 + jnp.asarray(c, jnp.result_type(t0)) * jnp.asarray(span, jnp.result_type(t0))
         place = bend.at(c, sweep.point)
         field = la.field(vf, t, la.add(y0, place), args)
         # What this evaluation says about the spectrum.
