@@ -9,9 +9,11 @@
    eigenvectors of the step before.
 2. The largest and the six largest at three places of that path, to a relative residual of 1e-6.
 3. The time of descent on 5000 MNIST digits with the sharpness recorded every 10 steps.
+4. The first four moments of the spectral density at the last of the three places, against the dense Hessian.
+5. The largest eigenvalue there by libraries for torch, those of the extra `torch` that are installed.
 
 Errors are relative, against scipy's eigsh at machine precision in float64. Every application of the
-Hessian to a vector is counted where it happens. Torch's libraries are not measured.
+Hessian to a vector is counted where it happens.
 """
 
 from collections.abc import Callable
@@ -28,6 +30,7 @@ import numpy as np
 import scipy.sparse.linalg
 from _networks import digits, mnist, network
 from _report import median_ratio, parse, seconds, table, time_pairs, write
+from _torch import methods as torch_methods
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 
@@ -325,6 +328,96 @@ def at_one_place(path: Path, ks: tuple[int, ...], starts: int) -> list[dict[str,
     return rows
 
 
+Density = Callable[[jax.Array, int], tuple[np.ndarray, np.ndarray, int]]  # nodes, weights, HVPs
+
+
+def density_by_gflow(hessian: Hessian, outliers: int, probes: int, steps: int) -> Density:
+    """`gflow.curvature.spectral_density`."""
+    unravel = ravel_pytree(hessian.problem.params)[1]
+
+    def run(theta, seed):
+        found = gflow.curvature.spectral_density(
+            hessian.problem,
+            params=unravel(theta),
+            key=jax.random.key(seed),
+            outliers=outliers,
+            probes=probes,
+            steps=steps,
+        )
+        return np.asarray(found.nodes), np.asarray(found.weights), int(found.hvps)
+
+    return run
+
+
+def density_by_matfree(hessian: Hessian, probes: int, steps: int) -> Density:
+    """Stochastic Lanczos quadrature by matfree's Lanczos iterations, from independent random vectors."""
+    tridiagonalise = matfree.decomp.tridiag_sym(steps, reortho="full")
+
+    @jax.jit
+    def solve(theta, starts):
+        def of_probe(z):
+            values, vectors = jnp.linalg.eigh(
+                tridiagonalise(lambda v: hessian.product(theta, v), z / jnp.linalg.norm(z)).J_small
+            )
+            return values, vectors[0] ** 2
+
+        return jax.lax.map(of_probe, starts)
+
+    def run(theta, seed):
+        starts = jax.random.normal(jax.random.key(seed), (probes, hessian.size), hessian.dtype)
+        nodes, weights = solve(theta, starts)
+        return np.ravel(nodes), np.ravel(weights) / probes, probes * steps
+
+    return run
+
+
+def moments(path: Path, seeds: int, ways: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """Errors of (1/P) tr Hᵖ, p = 1 … 4, at the last sampled step, over random keys.
+
+    `ways` are outliers, probes and steps of gflow's; matfree's has as many products.
+    """
+    theta, hessian = path.thetas[path.sample[-1]], path.hessian
+    rows_of = jax.jit(lambda vs: jax.lax.map(lambda v: hessian.product(theta, v), vs, batch_size=64))
+    eigenvalues = np.linalg.eigvalsh(np.asarray(rows_of(jnp.eye(hessian.size, dtype=hessian.dtype))))
+    exact = np.array([np.mean(eigenvalues**p) for p in range(1, 5)])
+    rows = []
+    for way in ways:
+        gflows = density_by_gflow(hessian, *way)
+        probes = gflows(theta, 0)[2] // way[2]
+        others = density_by_matfree(hessian, probes, way[2])
+        for name, density in (
+            (f"gflow, outliers={way[0]}, probes={way[1]}, steps={way[2]}", gflows),
+            (f"matfree, {probes} probes, {way[2]} steps", others),
+        ):
+            density(theta, 0)  # compile
+            errors, counts, times = [], [], []
+            for seed in range(seeds):
+                answers: list[Any] = []
+                times.append(seconds(lambda s=seed, to=answers, f=density: to.append(f(theta, s))))
+                ((nodes, weights, hvps),) = answers
+                counts.append(hvps)
+                errors.append([abs(np.sum(weights * nodes**p) / exact[p - 1] - 1) for p in range(1, 5)])
+            worst = np.max(errors, axis=0)
+            row = {"method": name, "hvps": float(np.mean(counts)), "milliseconds": 1e3 * median(times)}
+            rows.append(row | {f"moment {p}": float(worst[p - 1]) for p in range(1, 5)})
+    return rows
+
+
+def in_torch(path: Path, starts: int) -> dict[str, Any]:
+    """The largest eigenvalue at the last sampled step by torch's libraries, and which are left out."""
+    theta, problem = path.thetas[path.sample[-1]], path.hessian.problem
+    model = problem.model(ravel_pytree(problem.params)[1](theta))
+    layers = [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in model.layers]
+    found, missing = torch_methods(layers, problem.data)
+    rows = []
+    for name, method in found.items():
+        answers = [method(seed) for seed in range(starts)]
+        counts = np.array([hvps for _, hvps in answers])
+        errors = np.array([abs(value / path.exact[-1, 0] - 1) for value, _ in answers])
+        rows.append({"k": 1, "method": name} | summary(counts, errors))
+    return {"rows": rows, "left_out": missing}
+
+
 def recording(steps: int, repeats: int) -> dict[str, Any]:
     """Descent on all of MNIST-5k with and without the sharpness in every tenth step."""
     model, data = jtu.tree_map(
@@ -372,6 +465,8 @@ def verdicts(results: dict[str, Any]) -> list[list[Any]]:
     judge("one place, top 1: HVPs / eigsh's", of[1, "gflow"] / of[1, "eigsh"], 1)
     judge("one place, top 6: HVPs / eigsh's", of[6, "gflow"] / of[6, "eigsh"], 0.7)
     judge("MNIST-5k: time with sharpness / without", results["recording"]["ratio"], 1.6)
+    worst_moment = max(results["density"][0][f"moment {p}"] for p in range(1, 5))
+    judge("density: worst error of four moments", worst_moment, 0.02)
     return rows
 
 
@@ -437,18 +532,66 @@ def main() -> None:
         print(seed, dtype, flush=True)
     double = descent(0, "float64", 20 if quick else 400, 3, (1,))
     results["one_place"] = at_one_place(double, (1, 6), 1 if quick else 3)
-    results["recording"] = recording(40 if quick else 500, 1 if quick else 3)
+    ways = [(20, 30, 10)] if quick else [(50, 200, 10), (20, 30, 50)]
+    results["density"] = moments(double, 1 if quick else 3, ways)
+    results["torch"] = in_torch(double, 1 if quick else 3)
+    results["recording"] = recording(40 if quick else 500, 1 if quick else 5)
 
-    keys = ["k", "method", "phase", "hvps", "most_hvps", "median_error", "largest_error", "milliseconds"]
-    for run in results["tracking"]:
-        print(f"\nseed {run['seed']}, {run['dtype']}, onset at step {run['onset']}")
-        print(table(keys, ([row[key] for key in keys] for row in run["rows"])))
-    keys = ["k", "method", "hvps", "median_error", "largest_error", "largest_residual", "milliseconds"]
-    print("\nat one place\n" + table(keys, ([row[key] for key in keys] for row in results["one_place"])))
-    print("\n" + table(["measured", "value", "target", "met"], verdicts(results)))
+    text = tables(results)
+    print(text)
     path = write("curvature", results, arguments.output)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
     print(f"\n{path} written")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All parts as markdown."""
+
+    def part(title: str, rows: list[dict[str, Any]], **columns: str) -> str:
+        return f"{title}\n\n" + table(list(columns.values()), ([row[key] for key in columns] for row in rows))
+
+    errors = {"median_error": "median error", "largest_error": "largest error"}
+    parts = [
+        part(
+            f"Followed along descent, seed {run['seed']}, {run['dtype']}, onset at step {run['onset']}:",
+            run["rows"],
+            k="k",
+            method="method",
+            phase="onset",
+            hvps="HVPs a step",
+            most_hvps="at most",
+            **errors,
+            milliseconds="ms",
+        )
+        for run in results["tracking"]
+    ]
+    one = {"k": "k", "method": "method", "hvps": "HVPs", **errors}
+    parts.append(
+        part(
+            "At one place, to a relative residual of 1e-6:",
+            results["one_place"],
+            **one,
+            largest_residual="largest residual",
+            milliseconds="ms",
+        )
+    )
+    torch = results["torch"]
+    parts.append(part("The same in torch:", torch["rows"], **one))
+    if torch["left_out"]:
+        parts.append(f"Left out, because not installed: {', '.join(torch['left_out'])}.")
+    parts.append(
+        part(
+            "Moments of the spectral density, largest error:",
+            results["density"],
+            method="method",
+            hvps="HVPs",
+            **{f"moment {p}": f"(1/P) tr H^{p}" for p in range(1, 5)},
+            milliseconds="ms",
+        )
+    )
+    parts.append("In sum:\n\n" + table(["measured", "value", "target", "met"], verdicts(results)))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

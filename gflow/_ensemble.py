@@ -136,15 +136,16 @@ class _Ensemble(eqx.Module):
     def one(self, state, i):
         """Path and state of member `i` alone."""
         take = lambda tree: jtu.tree_map(lambda x: x[i] if eqx.is_array(x) else x, tree)
-        return self._path_of(take(self.members)), take(state)
+        return self.path_of(take(self.members)), take(state)
 
     def _each(self, function: Callable, *arguments: PyTree) -> Any:
         def of_one(member, arguments):
-            return function(self._path_of(member), *arguments)
+            return function(self.path_of(member), *arguments)
 
         return eqx.filter_vmap(of_one)(self.members, arguments)
 
-    def _path_of(self, member: Problem) -> AbstractPath:
+    def path_of(self, member: Problem) -> AbstractPath:
+        """The path of a member, given what differs."""
         return eqx.tree_at(lambda p: p.problem, self.path, eqx.combine(member, self.path.problem))
 
 
@@ -382,14 +383,15 @@ class EnsembleRun:
         doubtful: dict[str, np.ndarray],
     ) -> list[str]:
         """What may make members untrustworthy, one sentence each."""
-        found = []
+        found, members = [], jax.device_get(self.ensemble.members)
         for i in range(self.size):
+            take = lambda tree, i=i: jtu.tree_map(lambda x: x[i], tree)
             ended_well = self.statuses[i] in ("success", "stopped")
             mine = {name: values[i, : self._columns[i]] for name, values in records.items()}
             losses = np.append(mine["loss"], end["loss"][i]) if ended_well else None
             untrusted = {name: count[i] for name, count in doubtful.items()}
-            state = jtu.tree_map(lambda x, i=i: x[i], states)
-            sentences = doubts(self.run, state, self.run.times, mine, losses, untrusted)
+            path, state = self.ensemble.path_of(take(members)), take(states)
+            sentences = doubts(path, self.run.symbol, state, self.run.times, mine, losses, untrusted)
             found += [f"member {i}: {sentence}" for sentence in sentences]
         return found
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
+from gflow._attempt import attempt
 from gflow._path import (
     ASTRAY,
     NONFINITE,
@@ -58,11 +59,6 @@ class FlowState(eqx.Module):
     watch_hvps: Int[Array, ""]
 
 
-@eqx.filter_jit  # so that `start`, which needs only the shape of it, and `advance` share one trace
-def _attempt(solver, term, t, t_next, params, solver_state, made_jump):
-    return solver.step(term, t, t_next, params, None, solver_state, made_jump)
-
-
 class FlowPath(AbstractPath):
     """A flow as a path: positions are readings of the clock."""
 
@@ -102,7 +98,7 @@ class FlowPath(AbstractPath):
         solver_state = _tree.as_arrays(solver_state)
         made_jump = jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
-            _attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
+            attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
         )
         sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
@@ -147,7 +143,7 @@ class FlowPath(AbstractPath):
 
     def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
         """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
-        params, error, dense, solver_state, solver_result = _attempt(
+        params, error, dense, solver_state, solver_result = attempt(
             self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )
         # the estimate as well, because a solver may refuse a step by it and leave the parameters finite
@@ -361,9 +357,11 @@ class FlowPath(AbstractPath):
     def doubts(self, state, losses):
         """A start that `atol` swamps, a loss that climbs, one that halts before the data are separated."""
         found = []
-        atol, start = getattr(self.controller, "atol", None), self.problem.params
+        atol = getattr(self.controller, "atol", None)
         if atol is not None:
-            scale = float(_tree.norm(start)) / self.problem.size**0.5
+            start = np.concatenate([np.ravel(p) for p in jtu.tree_leaves(self.problem.params)])
+            largest = np.max(np.abs(start), initial=np.finfo(start.dtype).tiny)
+            scale = float(largest * np.sqrt(np.mean((start / largest) ** 2)))
             if 0 < scale < 10 * float(atol):
                 found.append(
                     f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the start, "

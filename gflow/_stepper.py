@@ -372,7 +372,7 @@ class Run:
         if self.status in ("success", "stopped"):
             losses = np.append(records["loss"], jax.device_get(self._final_loss))
         readings = clock_readings(self.t, records)
-        found = doubts(self, self._state, self.t, records, losses, self._doubtful)
+        found = doubts(path, self.symbol, self._state, self.t, records, losses, self._doubtful)
         result = Trajectory(
             s=readings.s,
             t=readings.t,
@@ -422,7 +422,8 @@ def clock_readings(s: Sequence[float], records: dict[str, np.ndarray]) -> Readin
 
 
 def doubts(
-    run: Run,
+    path: AbstractPath,
+    symbol: str,
     state: PyTree,
     s: Sequence[float],
     records: Mapping[str, np.ndarray],
@@ -434,14 +435,14 @@ def doubts(
     `losses` are those of the records and of the end, unless the run failed; `doubtful` says how often each
     doubt of an observable came up.
     """
-    found = [] if losses is None else run.path.doubts(state, losses)
+    found = [] if losses is None else path.doubts(state, losses)
     for sentence, count in doubtful.items():
         if count:
             found.append(f"{sentence} ({int(count)} of {len(s)} records)")
     for name, values in records.items():
         if values.dtype.kind in "fc" and not np.all(np.isfinite(values)):
             row = int(np.argwhere(~np.isfinite(values))[0][0])
-            where = f"{run.symbol} = {s[row]:.6g}"
+            where = f"{symbol} = {s[row]:.6g}"
             found.append(f"{name} is NaN or infinite in some records, first at {where}")
     return found
 

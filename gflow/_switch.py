@@ -15,6 +15,7 @@ from gflow.solvers import EXPRB32, RKC3, Predictive
 
 _EVERY = 8  # attempted steps, at the least, over which a cost is measured
 _FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
+_CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
 _MANY = 400  # steps of EXPRB32 after which RKC3 is tried in any case, and then twice as many
@@ -75,7 +76,7 @@ class Switch(AbstractSwitch):
         if isinstance(self._path.solver, EXPRB32):
             stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
             ahead = cost / step * (float(self._path.t_max) - now[0])
-            if cost >= max(_FEW, stages) and ahead >= _WORTH:
+            if (cost >= max(_FEW, stages) or cost >= _CLEARLY * stages) and ahead >= _WORTH:
                 why = f"steps of about {step:.3g} took {cost:.3g} gradients and need {stages:.3g} stages"
             elif now[1] >= memory["try"]:
                 why = f"{now[1]} steps had been made, and a trial costs little beside them"

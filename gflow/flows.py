@@ -16,7 +16,7 @@ from gflow import _tree
 from gflow._numbers import Real, is_number
 from gflow._problem import Problem
 
-__all__ = ["AbstractFlow", "GradientFlow", "MirrorFlow", "WeightDecay"]
+__all__ = ["AbstractFlow", "GradientFlow", "LinearisedFlow", "MirrorFlow", "WeightDecay"]
 
 
 class AbstractFlow(eqx.Module):
@@ -50,6 +50,40 @@ class GradientFlow(AbstractFlow):
         """−∇L(θ)."""
         del t
         return jtu.tree_map(jnp.negative, problem.gradient(params))
+
+
+class LinearisedFlow(AbstractFlow):
+    """The flow of the model linearised where it starts, dθ/dt = −∇_θ L(f(·; θ₀) + ⟨∇f(·; θ₀), θ − θ₀⟩).
+
+    It is the flow of the neural tangent kernel at θ₀, followed in the parameters, and the limit of gradient
+    flow as the scale of the output grows (lazy training). For the squared error it is linear and has a closed
+    form. What is recorded is of the model itself at θ(t); [`gflow.models.Linearised`][] is the linearised
+    model as one of its own, whose outputs can be recorded.
+
+    The loss may only call the model it is given.
+
+    ??? cite "References"
+
+        A. Jacot, F. Gabriel and C. Hongler. Neural Tangent Kernel: Convergence and Generalization in Neural
+        Networks. NeurIPS 2018. [arXiv:1806.07572](https://arxiv.org/abs/1806.07572)
+
+        L. Chizat, E. Oyallon and F. Bach. On Lazy Training in Differentiable Programming. NeurIPS 2019.
+        [arXiv:1812.07956](https://arxiv.org/abs/1812.07956)
+    """
+
+    def vector_field(self, problem, t, params):
+        """−∇_θ L(f(·; θ₀) + ⟨∇f(·; θ₀), θ − θ₀⟩)."""
+        del t
+        start = problem.params
+
+        def loss(p, data):
+            def linear(x):
+                value, slope = jax.jvp(lambda q: problem.model(q)(x), (start,), (_tree.subtract(p, start),))
+                return jtu.tree_map(jnp.add, value, slope)
+
+            return problem.loss(linear, data)
+
+        return jtu.tree_map(jnp.negative, problem.mean(lambda data: jax.grad(loss)(params, data)))
 
 
 class WeightDecay(AbstractFlow):

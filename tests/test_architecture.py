@@ -34,6 +34,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_repeat", "_host"}, set()),  # one compiled call made again and again; what surrounds it
     ({"_start_check"}, "above"),  # what must hold where a run starts
     ({"_path"}, "above"),  # what the loop asks of a path
+    ({"_attempt"}, {"_tree"}),  # one attempted step of a solver, for one member or all
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_switch"}, "above"),  # another solver in the midst of a run

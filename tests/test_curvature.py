@@ -350,6 +350,16 @@ def test_the_density_and_trace_of_nan(key):
         curvature.spectral_density(broken, key=key, outliers=20, steps=40)
 
 
+def test_outliers_that_have_not_converged_are_said(key):
+    # largest eigenvalues next to zero, which the others dwarf
+    operator = lx.TaggedLinearOperator(
+        lx.DiagonalLinearOperator(-jnp.logspace(-9, 0, 2000)), lx.symmetric_tag
+    )
+    with pytest.warns(UserWarning, match="not converged after 1100 Hessian-vector .*take fewer outliers"):
+        density = curvature.spectral_density(operator, key=key, outliers=1, probes=2, steps=3)
+    np.testing.assert_allclose(jnp.sum(density.weights), 1, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_small_operators_are_solved_exactly(key):
     operator = symmetric_operator(with_spectrum([3.0, 1.0, -2.0]))

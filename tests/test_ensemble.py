@@ -1,5 +1,6 @@
 """Many members at once: each as if it were alone, with its own end."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,10 @@ def member(model, i):
     return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, model)
 
 
-def test_every_member_follows_its_flow():
-    traj = gflow.integrate(MODELS, DECAY, 3.0, observe={"w": lambda m, _: m.w}, save_models=True, **FLOW)
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Ralston(), diffrax.Kvaerno5()])
+def test_every_member_follows_its_flow(solver):
+    call = FLOW | dict(observe={"w": lambda m, _: m.w}, save_models=True, solver=solver)
+    traj = gflow.integrate(MODELS, DECAY, 3.0, **call)
     exact = STARTS[:, None] * np.exp(-np.linspace(0, 3, 11))
     assert traj.status == "success" and traj.statuses == ("success",) * 4 and traj.t.shape == (11,)
     np.testing.assert_allclose(traj["w"], exact, rtol=1e-7)
@@ -84,6 +87,13 @@ def test_members_stop_where_they_would_alone():
     lower = gflow.integrate(Scalar(MODELS.w / 10, jnp.ones(4)), DECAY, 2.5, **FLOW, **call)
     assert lower.statuses[0] == "stopped" and lower.end["t"][0] == 0.0  # it starts below the level
     np.testing.assert_array_equal(np.isnan(lower.loss[0]), [False] + [True] * 10)
+
+
+def test_a_member_whose_start_atol_swamps_is_named():
+    tiny = Scalar(jnp.array([0.1, 1e-12, 0.3, 0.2]), jnp.ones(4))
+    with pytest.warns(UserWarning, match="^member 1: atol = 1.0e-12 is not far below the scale 1.0e-12"):
+        traj = gflow.integrate(tiny, DECAY, 1.0, **FLOW)
+    assert len(traj.warnings) == 1
 
 
 @pytest.mark.slow

@@ -97,3 +97,30 @@ def test_a_potential_that_is_not_convex_ends_in_a_status():
     data = np.eye(2), np.ones(2)
     traj = gflow.integrate(Linear(jnp.zeros(2)), data, 1.0, flow=flow, throw=False)
     assert traj.status == "nonfinite"
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_linearised_flow_has_the_closed_form_of_its_kernel(chunk_size):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 3)), random.normal(size=5)
+    w, v = random.normal(size=(20, 3)), random.normal(size=20) / 4
+    traj = gflow.integrate(
+        gflow.models.TwoLayer(jnp.asarray(w), jnp.asarray(v), 0.2),
+        (x, y),
+        4.0,
+        flow=gflow.flows.LinearisedFlow(),
+        chunk_size=chunk_size,
+        rtol=1e-10,
+        atol=1e-12,
+        save_at=3,
+        save_models=True,
+    )
+    # of Σⱼ vⱼ φ(wⱼ·x): the derivatives in w and v, written out
+    z = x @ w.T
+    slope = np.where(z > 0, 1, 0.2)
+    jacobian = np.concatenate([((v * slope)[:, :, None] * x[:, None]).reshape(5, -1), z * slope], axis=1)
+    values, vectors = np.linalg.eigh(jacobian @ jacobian.T / 5)  # of the mean over five examples
+    for i, t in enumerate(traj.t):
+        weights = vectors @ ((1 - np.exp(-values * t)) / values * (vectors.T @ (y - z * slope @ v))) / 5
+        moved = np.concatenate([(traj.models.w[i] - w).ravel(), traj.models.v[i] - v])
+        np.testing.assert_allclose(moved, jacobian.T @ weights, rtol=0, atol=1e-8)

@@ -29,6 +29,8 @@ def action(model, size):
         models.Diagonal.constant(4, 0.3, 3, signed=False),
         models.UnsharedDiagonal(jnp.asarray(random.normal(size=(3, 4)))),
         models.UnsharedDiagonal(*jnp.asarray(random.normal(size=(2, 2, 4)))),
+        models.UnsharedDiagonal.constant(4, (2.0, 0.1, 3.0), signed=False),
+        models.Neuron(jnp.array([0.3, -1.0, 2.0, 0.1]), jnp.asarray(1.7), lambda z: z),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -89,6 +91,12 @@ def test_neurons():
     assert float(models.Neuron(jnp.asarray(w), jnp.asarray(-2.0))(jnp.asarray(x))) == pytest.approx(
         -2 * max(w @ x, 0), rel=1e-12
     )
+    drawn = models.Neuron.normal(1000, 2.0, key=KEY, activation=jnp.tanh)
+    assert drawn.a is None and 0.9 < float(jnp.linalg.norm(drawn.w)) / 2 < 1.1
+    drawn = models.Neuron.balanced(7, 2.0, key=KEY)
+    assert float(jnp.linalg.norm(drawn.w)) == pytest.approx(float(drawn.a), rel=1e-12) == 2.0
+    net = models.TwoLayer.features(100, 50, key=KEY)
+    assert 0.9 < float(jnp.sum(net.w**2)) / 50 < 1.1 and net.v.shape == (50,) and not np.any(net.v)
     net = models.TwoLayer.balanced(3, 40, 2.0, key=KEY, slope=0.2)
     w, v = np.asarray(net.w), np.asarray(net.v)
     np.testing.assert_allclose(np.abs(v), np.linalg.norm(w, axis=1), rtol=1e-12)
@@ -145,6 +153,9 @@ def test_arguments_out_of_range():
         models.Diagonal.constant(3, 0.1, 0)
     for make in (
         lambda scale: models.Diagonal.constant(3, scale),
+        lambda scale: models.UnsharedDiagonal.constant(3, (0.1, scale)),
+        lambda scale: models.Neuron.normal(3, scale, key=KEY),
+        lambda scale: models.Neuron.balanced(3, scale, key=KEY),
         lambda scale: models.DeepLinear.identity(3, 2, scale),
         lambda scale: models.DeepLinear.normal((3, 1), scale, key=KEY),
         lambda scale: models.Convolutional.normal(3, 2, scale, key=KEY),

@@ -135,6 +135,15 @@ def test_the_budget_is_kept_and_what_it_can_not_reach_is_said():
         start_track(quadratic(jnp.eye(SIZE)), SIZE + 1)
 
 
+def test_half_precision_is_refused_along_a_path():
+    for dtype in (jnp.float16, jnp.bfloat16):
+        half = {"θ": jnp.ones(4, dtype)}
+        with pytest.warns(UserWarning, match="resolves only 2-3 digits"):
+            problem = gflow.Problem(half, None, lambda model, _: jnp.sum(model["θ"] ** 4))
+        with pytest.raises(ValueError, match=f"float32 or float64, but they are {half['θ'].dtype}"):
+            start_track(problem)
+
+
 def network(seed, dtype):
     """The tanh network 64-24-24-10 on 300 digits: data centred, divided by their deviation."""
     x, y = (np.asarray(a) for a in gflow.data.digits())

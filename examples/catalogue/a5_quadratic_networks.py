@@ -58,7 +58,12 @@ def fifth(flow):
 
 
 def run(quick: bool) -> Entry:
-    """Closed forms on the population, and three seeds of few examples."""
+    """Closed forms on the population, and three seeds of few examples.
+
+    On few examples the fifth eigenvalues are compared while learning is under way. Later on both networks fit
+    what the examples leave open, with a bias as well, and when that begins depends on the draw: by t = 200 it
+    has in one of the three, which is why the median is given there.
+    """
     t, values = population(population_loss)
     plain = np.abs(values / quadratic_path(t, START, VALUES) - 1).max()
     t, values = population(slaved_loss)
@@ -72,10 +77,13 @@ def run(quick: bool) -> Entry:
         ),
     ]
     runs = {with_bias: [sampled(seed, with_bias) for seed in range(3)] for with_bias in (False, True)}
-    # later on both fit what 100 examples do not determine, and how far that is along depends on the draw
     early = {with_bias: np.array([fifth(flow) for flow in flows]) for with_bias, flows in runs.items()}
     what = "100 examples, when the 1st eigenvalue is half learned: 5th without bias / with, least of 3 seeds"
     checks.append(above(what, (early[False] / early[True]).min(), 5))
+    late = {
+        with_bias: np.array([flow["values"][-1, 4] for flow in flows]) for with_bias, flows in runs.items()
+    }
+    checks.append(above("at t = 200: the same, median of 3 seeds", np.median(late[False] / late[True]), 5))
     halves = [gflow.bias.half_times(flow.t, flow["values"][:, :4]) for flow in runs[True]]
     separated = all(np.all(np.diff(times) > 0) for times in halves)
     checks.append(holds("100 examples, with bias: half-times in strict order", separated))

@@ -6,7 +6,7 @@ from entry import Entry, above, below, holds
 
 import gflow
 
-SCALE, EXAMPLES, SIZE, SPARSITY = 3e-4, 60, 300, 5
+SCALE, EXAMPLES, SIZE = 3e-4, 60, 300
 
 
 def mean_square(model, data):
@@ -18,13 +18,13 @@ def mean_square(model, data):
 OBSERVE = {"beta": lambda model, _: model.effective()}
 
 
-def learn(depth, seed):
+def learn(depth, seed, sparsity=5):
     """The flow, the coordinates that it ever had above 0.1, and those of orthogonal matching pursuit."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(EXAMPLES, SIZE))
     x = x / np.linalg.norm(x, axis=0)
     truth = np.zeros(SIZE)
-    truth[random.choice(SIZE, SPARSITY, replace=False)] = 1 + random.exponential(10, size=SPARSITY)
+    truth[random.choice(SIZE, sparsity, replace=False)] = 1 + random.exponential(10, size=sparsity)
     y = x @ truth
     flow = gflow.integrate(
         gflow.models.Diagonal.constant(SIZE, SCALE ** (1 / depth), depth),
@@ -38,11 +38,15 @@ def learn(depth, seed):
         stop=gflow.stop.LossBelow(1e-4),
     )
     selected = np.flatnonzero(np.abs(flow["beta"]).max(axis=0) > 0.1)
-    return flow, selected, gflow.bias.orthogonal_matching_pursuit(x, y, SPARSITY)
+    return flow, selected, gflow.bias.orthogonal_matching_pursuit(x, y, sparsity)
 
 
 def run(quick: bool) -> Entry:
-    """Agreement and numbers of coordinates for depths 2 and 3, on three seeds."""
+    """Agreement and numbers of coordinates for depths 2 and 3, on three seeds.
+
+    In which order they come is no claim: it differs between the two in about half of all draws. With 12
+    coordinates to find from 60 examples depth 3 takes up others as well: there, agreement alone is judged.
+    """
     runs = {depth: [learn(depth, seed) for seed in range(3)] for depth in (2, 3)}
     agreement = [gflow.bias.support_agreement(selected, pursuit) for _, selected, pursuit in runs[3]]
     counts = {depth: [len(selected) for _, selected, _ in found] for depth, found in runs.items()}
@@ -51,12 +55,18 @@ def run(quick: bool) -> Entry:
         above("depth 3: agreement with orthogonal matching pursuit, least of 3 seeds", min(agreement), 1),
         below("depth 3: coordinates that ever exceed 0.1 (5 in the truth), most", max(counts[3]), 8),
         holds("depth 2 selects more coordinates than depth 3, on 3 seeds", fewer),
-        below(
-            "largest loss at the end",
-            max(f.loss[-1] for found in runs.values() for f, _, _ in found),
-            1.001e-4,
-        ),
     ]
+    finished = [flow for found in runs.values() for flow, _, _ in found]
+    if not quick:
+        denser = [learn(3, seed, sparsity=12) for seed in range(3)]
+        agreement = [gflow.bias.support_agreement(selected, pursuit) for _, selected, pursuit in denser]
+        what = "12 in the truth, depth 3: agreement with orthogonal matching pursuit, least of 3 seeds"
+        checks.append(above(what, min(agreement), 1))
+        fewest = min(len(selected) for _, selected, _ in denser)
+        checks.append(above("12 in the truth, depth 3: coordinates that ever exceed 0.1, fewest", fewest, 12))
+        finished += [flow for flow, _, _ in denser]
+    largest = max(flow.loss[-1] for flow in finished)
+    checks.append(below("largest loss at the end", largest, 1.001e-4))
 
     def draw(figure):
         for axes, depth in zip(figure.subplots(1, 2, sharey=True), (2, 3), strict=True):

@@ -11,12 +11,6 @@ import gflow
 SHAPES = ((0.1, 0.1), (1.0, 0.01), (3.0, 0.01 / 3))
 
 
-def branches(first, second):
-    """u₊v₊ − u₋v₋ with both branches begun at (u₀, v₀)."""
-    layers = jnp.tile(jnp.array([[first], [second]]), (1, 12))
-    return gflow.models.UnsharedDiagonal(layers, layers)
-
-
 def run(quick: bool) -> Entry:
     """One branch from random starts, two from equal ones, on three seeds."""
     one, two, norms = 0.0, 0.0, []
@@ -27,7 +21,11 @@ def run(quick: bool) -> Entry:
         (found,) = predictors(interpolate(stack([start]), (x, y)))
         delta = np.abs(u**2 - v**2)
         one = max(one, error(found, hypentropy_limit(x, y, delta / 2, np.arcsinh(2 * u * v / delta))))
-        found = predictors(interpolate(stack([branches(*shape) for shape in SHAPES]), (x, y)))
+        found = predictors(
+            interpolate(
+                stack([gflow.models.UnsharedDiagonal.constant(12, shape) for shape in SHAPES]), (x, y)
+            )
+        )
         for (first, second), w in zip(SHAPES, found, strict=True):
             two = max(two, error(w, hypentropy_limit(x, y, first**2 + second**2)))
         shortest = closest(x, y, np.zeros(12))

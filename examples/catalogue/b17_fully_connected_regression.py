@@ -12,14 +12,17 @@ SCALES = np.array([0.1, 0.01, 0.001])
 
 
 def run(quick: bool) -> Entry:
-    """Distance to the smallest solution against the scale, for two and three layers, on three seeds."""
+    """Distance to the smallest solution against the scale, for two and three layers, on three seeds.
+
+    A start is small or not beside the solution: targets are such that the smallest one has norm one.
+    """
     checks, shown = [], {}
     for layers in (2, 3):
         sizes = (12, *[6] * (layers - 1), 1)
         slopes, bound, flat = [], 0.0, 0.0
         for seed in range(3):
             x, y = regression(seed)
-            y = y / np.linalg.norm(closest(x, y, np.zeros(12)))  # the smallest solution has norm one
+            y = y / np.linalg.norm(closest(x, y, np.zeros(12)))
             key = jax.random.key(seed)
             networks = stack([gflow.models.DeepLinear.normal(sizes, scale, key=key) for scale in SCALES])
             networks = interpolate(networks, (x, y), rtol=1e-9, atol=1e-12, level=1e-7)

@@ -74,7 +74,8 @@ def run(quick: bool) -> Entry:
         axes = figure.subplots()
         axes.loglog(deep.loss, hidden, "o", ms=3, label="depth 3")
         axes.loglog(shallow.loss, np.abs(shallow["hidden"]), "s", ms=4, label="depth 2")
-        axes.loglog(deep.loss, (1 - q) ** 2 / q, "k-", lw=0.8, label="lower bound")
+        fits = q < 1
+        axes.loglog(deep.loss[fits], (1 - q[fits]) ** 2 / q[fits], "k-", lw=0.8, label="lower bound")
         axes.set(xlabel="loss", ylabel=r"$|W_{11}|$")
         axes.legend()
 

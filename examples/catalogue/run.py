@@ -75,7 +75,9 @@ def gallery(output: Path) -> None:
     ]
     for name, result in results.items():
         lines += ["", f"## {name}", "", f"{result['claim']} *{result['source']}*", ""]
-        lines += [_report.table(_HEADER[1:], [row[1:] for row in rows(name, result["checks"])]), ""]
+        # marked, so that other pages can show the table
+        table = _report.table(_HEADER[1:], [row[1:] for row in rows(name, result["checks"])])
+        lines += [f"<!-- --8<-- [start:{name}] -->", "", table, "", f"<!-- --8<-- [end:{name}] -->", ""]
         lines += [f"![{name}](images/catalogue/{name}.png)"]
     (output / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

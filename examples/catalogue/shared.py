@@ -20,8 +20,18 @@ def residual(model, data):
     return jnp.linalg.norm(jax.vmap(model)(x) - y) / jnp.linalg.norm(y)
 
 
+def underdetermined(observations, unknowns):
+    """Refuses data that leave the flow no choice."""
+    if not 0 < observations < unknowns:
+        raise ValueError(
+            f"there must be fewer observations than the {unknowns} unknowns, but {observations} came; with "
+            "as many the solution is unique, and nothing is left to a bias."
+        )
+
+
 def regression(seed, n=5, d=12):
-    """Gaussian examples and targets."""
+    """Gaussian examples and targets, fewer than there are features."""
+    underdetermined(n, d)
     random = np.random.default_rng(seed)
     return random.normal(size=(n, d)), random.normal(size=n)
 

@@ -12,7 +12,7 @@ from matfree import decomp
 
 from gflow import _numbers
 from gflow._problem import Problem
-from gflow.curvature._eigenpairs import default_hvps, solve
+from gflow.curvature._eigenpairs import default_hvps, solve, warn_unless_converged
 from gflow.curvature._operators import as_operator, check_finite, on_vectors
 
 _RTOL = 1e-3  # of the eigenpairs left out of the sample; their eigenvalues are far more accurate
@@ -84,7 +84,8 @@ def spectral_density(
 
     The memory is that of outliers + probes + steps vectors of P numbers.
 
-    **Returns:** a [`gflow.curvature.SpectralDensity`][].
+    **Returns:** a [`gflow.curvature.SpectralDensity`][]. A warning says if the largest eigenvalues have not
+    converged.
 
     **Raises:** `ValueError` for numbers that make no sense, and for an operator that gives NaN or infinity.
 
@@ -113,6 +114,8 @@ def spectral_density(
             max_hvps=jnp.asarray(default_hvps(outliers)),
             key=first,
         )
+        check_finite(found.values)
+        warn_unless_converged(found, "the moments may be off; take fewer outliers")
         vectors = jax.vmap(lambda v: ravel_pytree(v)[0])(found.vectors)
         nodes.append(found.values)
         weights.append(jnp.full(outliers, 1 / size))

@@ -77,18 +77,23 @@ def top_eigenpairs(
         max_hvps=jnp.asarray(default_hvps(k) if max_hvps is None else max_hvps),
         key=jax.random.key(0) if key is None else key,
     )
+    warn_unless_converged(pairs, "raise max_hvps or loosen rtol")
+    return pairs
+
+
+def warn_unless_converged(pairs: Eigenpairs, remedy: str) -> None:
+    """Warns the user of a public function two calls up of what the pairs are not."""
     if _tree.is_traced(pairs.converged) or pairs.converged:
-        return pairs
+        return
     spent = f"after {int(pairs.hvps)} Hessian-vector products"
     if np.all(np.isnan(pairs.values)):
         message = f"the operator gave NaN or infinity {spent}: there are no eigenvalues; check the parameters"
     else:
         message = (
             f"the eigenvalues have not converged {spent}: residuals {np.asarray(pairs.residuals)} of "
-            f"{np.asarray(pairs.values)}; raise max_hvps or loosen rtol"
+            f"{np.asarray(pairs.values)}; {remedy}"
         )
-    warnings.warn(message, stacklevel=2)
-    return pairs
+    warnings.warn(message, stacklevel=3)
 
 
 @eqx.filter_jit

@@ -15,7 +15,7 @@ from gflow import _tree
 from gflow._problem import Problem
 
 
-def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.FunctionLinearOperator:
+def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.AbstractLinearOperator:
     """The Hessian H = ∇²L(θ) as a symmetric [lineax](https://docs.kidger.site/lineax/) operator.
 
     `hessian(problem).mv(v)` is a Hessian-vector product, for `v` a PyTree like the parameters; it costs about
@@ -26,7 +26,11 @@ def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.Functio
     **Arguments:** the `problem`, and `params`, where on it; by default `problem.params`.
     """
     params = problem.params if params is None else params
-    return symmetric(jtu.Partial(Problem.hvp, problem, params), params)
+    if problem.chunk_size is not None:  # then the examples' activations mustn't all be kept
+        return symmetric(jtu.Partial(Problem.hvp, problem, params), params)
+    return lx.JacobianLinearOperator(
+        jtu.Partial(_gradient), params, problem, lx.symmetric_tag, closure_convert=False
+    )
 
 
 def block(
@@ -126,12 +130,7 @@ def as_operator(
             "problem must be a gflow.Problem or a symmetric lineax operator, but is a "
             f"{type(problem).__name__}; gflow.Problem(model, data, loss) makes one."
         )
-    dtypes = {leaf.dtype for leaf in jtu.tree_leaves(operator.in_structure())}
-    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)} or len(dtypes) > 1:
-        raise ValueError(
-            "problem must have parameters in float32 or float64, but they are "
-            f"{' and '.join(sorted(map(str, dtypes)))}, which can't resolve eigenvalues; cast the model."
-        )
+    check_dtype(operator.in_structure())
     return operator
 
 
@@ -144,6 +143,16 @@ def on_vectors(
     return lambda v: ravel_pytree(operator.mv(unravel(v)))[0], unravel, zero
 
 
+def check_dtype(params: PyTree) -> None:
+    """Raises `ValueError` unless the parameters, or their shapes and dtypes, can resolve eigenvalues."""
+    dtypes = {leaf.dtype for leaf in jtu.tree_leaves(params)}
+    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)} or len(dtypes) > 1:
+        raise ValueError(
+            "problem must have parameters in float32 or float64, but they are "
+            f"{' and '.join(sorted(map(str, dtypes)))}, which can't resolve eigenvalues; cast the model."
+        )
+
+
 def check_finite(numbers: Array) -> None:
     """Raises `ValueError` unless all numbers that came out of an operator are finite."""
     if not _tree.is_traced(numbers) and not np.all(np.isfinite(numbers)):
@@ -151,6 +160,10 @@ def check_finite(numbers: Array) -> None:
             "problem must have a finite Hessian, but a Hessian-vector product gave NaN or infinity; check "
             "the parameters and the loss."
         )
+
+
+def _gradient(params: PyTree[Array], problem: Problem) -> PyTree[Array]:
+    return problem.gradient(params)
 
 
 def _restricted(operator: lx.AbstractLinearOperator, v: PyTree[Array]) -> PyTree[Array]:

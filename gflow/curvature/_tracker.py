@@ -15,7 +15,7 @@ from gflow import _tree
 from gflow._problem import Problem
 from gflow.curvature._eigenpairs import default_hvps
 from gflow.curvature._lanczos import Eigenpairs, lanczos, orthogonalise, warm_start
-from gflow.curvature._operators import hessian, on_vectors
+from gflow.curvature._operators import check_dtype, hessian, on_vectors
 
 # Records that the next one is predicted from. Measured at the edge of stability: three take half the HVPs of
 # one, since they span the oscillation; four with less damping a tenth less than three.
@@ -71,7 +71,11 @@ class _Basis(NamedTuple):
 
 
 def start_track(problem: Problem, k: int = 1) -> Track:
-    """A [`gflow.curvature.Track`][] of the k largest eigenpairs that has seen nothing yet."""
+    """A [`gflow.curvature.Track`][] of the k largest eigenpairs that has seen nothing yet.
+
+    **Raises:** `ValueError` for k outside 1..P, and for parameters not in float32 or float64.
+    """
+    check_dtype(problem.params)
     size, dtype = problem.size, problem.dtype
     if not 1 <= k <= size:
         raise ValueError(f"k must lie in 1..{size}, the number of parameters, but {k} came.")
@@ -130,7 +134,8 @@ def follow(
     """
     theta, unravel = ravel_pytree(params)
     operator = hessian(problem, params) if isinstance(problem, Problem) else problem
-    matvec, _, _ = on_vectors(operator)
+    # What all products share must be computed here: XLA takes it out of loops, but not out of branches.
+    matvec, _, _ = on_vectors(lx.linearise(operator))
     dtype = theta.dtype
     rtol = (1e-6 if dtype == jnp.float64 else 1e-5) if rtol is None else rtol
     max_hvps = default_hvps(k) if max_hvps is None else max_hvps

@@ -1,5 +1,7 @@
 """Diagonal linear networks."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -60,6 +62,12 @@ class UnsharedDiagonal(eqx.Module):
 
     u: Float[Array, "depth d"]
     v: Float[Array, "depth d"] | None = None
+
+    @classmethod
+    def constant(cls, size: int, scales: Sequence[float], *, signed: bool = True) -> "UnsharedDiagonal":
+        """All weights of layer j equal to scales[j], so that β = 0, or their product if not `signed`."""
+        layers = [jnp.full(count("size", size), scale_of("scales", scale), float) for scale in scales]
+        return cls(jnp.stack(layers), jnp.stack(layers) if signed else None)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """β·x."""

@@ -14,7 +14,8 @@ from gflow.models._checks import scale_of
 class Neuron(eqx.Module):
     """f(x) = a φ(w·x), or φ(w·x) if `a` is `None`, with any activation φ.
 
-    The flow conserves a² − ‖w‖² if φ is homogeneous of degree one.
+    If φ is homogeneous of degree one and a > 0, then f(x) = φ(β·x) with β = a w, and the flow conserves
+    a² − ‖w‖².
 
     ??? cite "Reference"
 
@@ -26,18 +27,48 @@ class Neuron(eqx.Module):
     a: Float[Array, ""] | None = None
     activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.relu)
 
+    @classmethod
+    def normal(
+        cls,
+        size: int,
+        scale: float,
+        *,
+        key: Key[Array, ""],
+        activation: Callable[[Array], Array] = jax.nn.relu,
+    ) -> "Neuron":
+        """Entries of w are N(0, scale²/d), and there is no a."""
+        w = scale_of("scale", scale) / size**0.5 * jax.random.normal(key, (count("size", size),))
+        return cls(w, None, activation)
+
+    @classmethod
+    def balanced(
+        cls,
+        size: int,
+        scale: float,
+        *,
+        key: Key[Array, ""],
+        activation: Callable[[Array], Array] = jax.nn.relu,
+    ) -> "Neuron":
+        """a = ‖w‖ = scale, in a random direction."""
+        direction = jax.random.normal(key, (count("size", size),))
+        w = scale_of("scale", scale) * direction / jnp.linalg.norm(direction)
+        return cls(w, jnp.asarray(scale, w.dtype), activation)
+
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """a φ(w·x)."""
         out = self.activation(jnp.dot(self.w, x))
         return out if self.a is None else self.a * out
+
+    def effective(self) -> Float[Array, " d"]:
+        """β = a w, or w."""
+        return self.w if self.a is None else self.a * self.w
 
 
 class TwoLayer(eqx.Module):
     """f(x) = Σⱼ vⱼ φ(wⱼ·x) with φ(z) = max(z, slope·z): ReLU for slope 0, leaky above.
 
     It is homogeneous of degree 2. There are no biases: give x a coordinate that is 1. At a kink the
-    derivative of φ is that of `jax.numpy.where(z > 0, z, slope * z)`. With only `v`
-    trainable it is a model of random features.
+    derivative of φ is that of `jax.numpy.where(z > 0, z, slope * z)`.
 
     ??? cite "Reference"
 
@@ -62,6 +93,16 @@ class TwoLayer(eqx.Module):
         shape = count("width", width), count("size", size)
         w = scale_of("scale", scale) / size**0.5 * jax.random.normal(for_w, shape)
         return cls(w, jax.random.rademacher(for_v, (width,), w.dtype) * jnp.linalg.norm(w, axis=1), slope)
+
+    @classmethod
+    def features(cls, size: int, width: int, *, key: Key[Array, ""], slope: float = 0.0) -> "TwoLayer":
+        """Random features: entries of w are N(0, 1/d), v = 0.
+
+        Pass `trainable=TwoLayer(False, True)`, so that only v is trained.
+        """
+        shape = count("width", width), count("size", size)
+        w = jax.random.normal(key, shape) / size**0.5
+        return cls(w, jnp.zeros(width, w.dtype), slope)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """Σⱼ vⱼ φ(wⱼ·x)."""

@@ -1,6 +1,5 @@
 """Stabilised explicit Runge-Kutta-Chebyshev solvers, of order two and, with memory, three."""
 
-import abc
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,9 +13,10 @@ from jaxtyping import Array, Float, Int
 from . import _linalg as la
 from . import _radius as radii
 from ._abstract import AbstractFlowSolver
-from ._linalg import Vector
+from ._bend import Bend, extrapolated, grown
+from ._linalg import Scalar, Vector
 from ._radius import Radius
-from ._sweep import Bend, run_step
+from ._sweep import run_step
 
 
 class RKCState(eqx.Module):
@@ -26,7 +26,8 @@ class RKCState(eqx.Module):
     radius: Radius
     past: tuple[Vector, ...]  # solution at the last steps, newest first
     times: Float[Array, " past"]  # when
-    known: Int[Array, ""]  # how many of them are set
+    known: Int[Array, ""]  # steps made so far, each of which sets one of them
+    growth: Scalar  # smoothed logarithm of the growth from step to step
     stages: Int[Array, ""]  # of the last step
     gradients: Int[Array, ""]  # all evaluations of the vector field
     radius_gradients: Int[Array, ""]  # of these, the ones made for the spectral radius
@@ -48,10 +49,6 @@ class _AbstractRKC(AbstractFlowSolver):
         if self.every < 1:
             raise ValueError(f"every must be at least 1, but {self.every} came (default 4).")
 
-    @abc.abstractmethod
-    def _bend(self, t0, h, y0, state: RKCState) -> Bend:
-        """What is known beforehand of the solution's course over the step."""
-
     def init(self, terms, t0, t1, y0, args) -> RKCState:
         del t1
         return _init(terms.vf, la.as_time(t0), y0, args, self.memory)
@@ -71,7 +68,12 @@ class _AbstractRKC(AbstractFlowSolver):
         h = jnp.asarray(terms.contr(t0, t1), dtype)
         jump = jnp.asarray(made_jump)
         state = eqx.tree_at(lambda s: s.known, state, jnp.where(jump, 0, state.known))
-        bend = self._bend(t0, h, y0, state)
+        bend, growth = Bend(), state.growth
+        if self.memory > 0:
+            ages = jnp.asarray(t0, state.times.dtype) - state.times
+            growth = jnp.where(state.known > 0, grown(state.growth, h, ages[0], state.known), state.growth)
+            ready = (state.known >= self.memory) & (h != 0)
+            bend = extrapolated(h, y0, state.past, ages, growth, ready)
         # Closed-over tracers become explicit operands, as the derivative rule needs.
         vf = eqx.filter_closure_convert(terms.vf, t0, y0, args)
         radius = la.stop_gradient(state.radius)
@@ -99,7 +101,8 @@ class _AbstractRKC(AbstractFlowSolver):
             radius=radius.advanced(jax.lax.stop_gradient(h), sweep.evaluations),
             past=past,
             times=times,
-            known=jnp.minimum(state.known + 1, self.memory),
+            known=state.known + 1,
+            growth=growth,
             stages=sweep.stages.astype(jnp.int32),
             gradients=state.gradients + sweep.evaluations,
             radius_gradients=state.radius_gradients + sweep.probes,
@@ -178,10 +181,6 @@ class RKC2(_AbstractRKC):
 
     memory: ClassVar[int] = 0
 
-    def _bend(self, t0, h, y0, state):
-        del t0, h, y0, state
-        return Bend()
-
     def order(self, terms):
         """2"""
         del terms
@@ -204,9 +203,9 @@ class RKC2(_AbstractRKC):
 class RKC3(_AbstractRKC):
     r"""Runge-Kutta-Chebyshev with memory, order 3, at the cost per step of order 2.
 
-    The defect of every RKC stage is $e_j h^3 y'''$ to leading order, stiff or not. So the cubic
-    $p$ through the last four solution values is extrapolated over the step, its quadratic and cubic
-    part $q(\tau) = \tfrac12 p'' \tau^2 + \tfrac16 p''' \tau^3$ is taken off, and
+    The defect of every RKC stage is $e_j h^3 y'''$ to leading order, stiff or not. So the polynomial $p$
+    through the last four solution values is extrapolated over the step, what it has beyond its value and
+    slope at the start, $q(t) = p(t) - p(t_0) - (t - t_0)\, p'(t_0)$, is taken off, and
     [`RKC2`][gflow.solvers.RKC2] integrates
 
     $$u' = f(t, u + q(t)) - q'(t), \qquad u = y - q .$$
@@ -216,11 +215,16 @@ class RKC3(_AbstractRKC):
     No evaluation is added. The memory uses solution values only, never values of the field, in
     which stiff components are amplified.
 
-    Stability: the same interval as RKC2 for step ratios up to 1.1, with every number of stages; at
-    1.2 still with every number but three (`benchmarks/_rkc3_stability.py`). After a larger growth
-    of the step the extrapolated part is scaled down until the weights of the past are bounded,
-    which turns the method towards RKC2; the estimate then sees the larger error and restrains the
-    growth. The first three steps are RKC2.
+    $p$ is a polynomial in the logarithmic time $s = \log(1 + \varrho\,(t - t_0)/h)/\varrho$, with
+    $1 + \varrho$ the smoothed ratio of a step to the one before it. Training slows down: it relaxes on
+    ever longer time scales, and steps grow in proportion. In $s$ they are even, and the solution is
+    smoother than in $t$, so that steps are longer.
+
+    Stability: the same interval as RKC2 for step ratios from 0.7 to 1.3, with every number of stages, and to
+    1.8 with three and more (`benchmarks/_rkc_stability.py`; with a polynomial in $t$ it would be 1.1).
+    After a larger growth of the step the extrapolated part is scaled down until the weights of the
+    past are bounded, which turns the method towards RKC2; the estimate then sees the larger error
+    and restrains the growth. The first three steps are RKC2.
 
     Memory: three more parameter vectors than RKC2. Otherwise as RKC2.
 
@@ -236,9 +240,6 @@ class RKC3(_AbstractRKC):
     every: int = eqx.field(static=True, default=4)
 
     memory: ClassVar[int] = 3
-
-    def _bend(self, t0, h, y0, state):
-        return _extrapolate(t0, h, y0, state)
 
     def order(self, terms):
         """3"""
@@ -256,37 +257,6 @@ class RKC3(_AbstractRKC):
         As for [`RKC2`][gflow.solvers.RKC2], with local error $\sim h^4$ and global error $\sim h^3$.
         """
         return _tolerances(rtol, atol, 4 / 3, 2.0)
-
-
-# Bound on the sum of weights of the past in h³ p'''. It is 8 for equal steps and 24 for the
-# step ratio 1.2, about as far as the recursion is stable.
-_MOST_WEIGHT = 24.0
-
-
-def _extrapolate(t0, h, y0, state: RKCState) -> Bend:
-    """Quadratic and cubic part of the cubic through `y0` and the three values before it."""
-    ready = (state.known >= 3) & (h != 0)
-    # In units of the step; placeholders keep the weights finite until the memory is filled, and
-    # for a member of a batch that has arrived and makes empty steps.
-    unit = jnp.where(ready, jnp.asarray(h, state.times.dtype), 1)
-    x = (state.times - jnp.asarray(t0, state.times.dtype)) / unit
-    x = jnp.where(ready, x, jnp.asarray([-1.0, -2.0, -3.0], x.dtype))
-    x = x.astype(la.real_dtype(y0))
-    a, b, c = x
-    cube = jnp.stack([1 / (a * (a - b) * (a - c)), 1 / (b * (b - a) * (b - c)),
-                      1 / (c * (c - a) * (c - b))])  # fmt: skip
-    square = -cube * jnp.stack([b + c, a + c, a + b])
-    weight = 6 * (jnp.sum(jnp.abs(cube)) + jnp.abs(jnp.sum(cube)))
-    share = jnp.where(ready & (weight > 0), jnp.minimum(1, _MOST_WEIGHT / weight), 0)
-    share = jax.lax.stop_gradient(share)
-    offsets = [la.sub(y, y0) for y in state.past]
-
-    def combine(weights):
-        weights = share * weights
-        first = la.scale(weights[0], offsets[0])
-        return la.axpy(weights[2], offsets[2], la.axpy(weights[1], offsets[1], first))
-
-    return Bend((combine(square), combine(cube)))
 
 
 def _tolerances(rtol, atol, power, factor):
@@ -330,4 +300,4 @@ def _begun(time, y0, f0, gradients, value, direction, memory: int, age: int) -> 
     radius = Radius(*known, count + age, count + age * radii.SPENT)
     past = (la.scale(0, y0),) * memory
     times = jnp.zeros((memory,), jnp.result_type(time, dtype))
-    return RKCState(f0, radius, past, times, count, count, gradients, count)
+    return RKCState(f0, radius, past, times, count, zero, count, gradients, count)

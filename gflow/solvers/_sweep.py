@@ -19,27 +19,6 @@ _MAX_RESTARTS = 2
 _ALARM = 1.05
 
 
-class Bend(eqx.Module):
-    """A polynomial `q(c) = c² square + c³ cube` of the step's fraction `c`, taken off the solution.
-
-    The method then integrates `u = y - q`, `u' = f(t, u + q) - q'`. Empty for plain RKC.
-    """
-
-    terms: tuple[Vector, ...] = ()
-
-    def at(self, c, point: Vector) -> Vector:
-        """`point + q(c)`"""
-        for k, term in enumerate(self.terms):
-            point = la.axpy(c ** (k + 2), term, point)
-        return point
-
-    def rate(self, c, slope: Vector) -> Vector:
-        """`slope - q'(c)`"""
-        for k, term in enumerate(self.terms):
-            slope = la.axpy(-(k + 2) * c ** (k + 1), term, slope)
-        return slope
-
-
 class Sweep(eqx.Module):
     """Carry of the one loop that a step consists of. Points are kept relative to `y0`."""
 

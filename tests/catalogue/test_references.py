@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import references as ref
 import scipy.integrate
+from a4_matrix_sensing import sensed
+from shared import regression
 
 random = np.random.default_rng(0)
 X, Y = random.normal(size=(3, 7)), random.normal(size=3)
@@ -77,3 +79,9 @@ def test_closed_forms_of_paths():
     assert x @ ref.convolutional_limit(x, -0.7, 0.1) == pytest.approx(-0.7, rel=1e-12)
     z = ref.inverse_of(np.tanh, np.array([0.3, -0.9]))
     np.testing.assert_allclose(np.tanh(z), [0.3, -0.9], rtol=1e-12)
+
+
+def test_data_that_leave_no_choice_are_refused():
+    for make in (lambda: regression(0, n=12, d=12), lambda: sensed(0, 3, d=3, n=9)):
+        with pytest.raises(ValueError, match="fewer observations than the"):
+            make()
