@@ -172,6 +172,8 @@ def flow_run(
     """The arguments of `integrate`, checked, as a run that has not begun."""
     dtype = problem.dtype
     flow = GradientFlow() if flow is None else flow
+    if not isinstance(flow, AbstractFlow):
+        raise ValueError(f"flow must be one of gflow.flows, such as GradientFlow(), but {flow!r} came.")
     clock = Time() if clock is None else clock
     plain = isinstance(clock, Time) and log_t0 == -math.inf
     _check_clock(clock, flow, problem, plain)

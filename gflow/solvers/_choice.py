@@ -19,7 +19,7 @@ _DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
-    """A solver, in one sentence why, and another one to which a run may change."""
+    """A solver, in one sentence why, and the `rival` to which a run may change, `None` where it may not."""
 
     solver: dfx.AbstractSolver
     reason: str
@@ -47,6 +47,8 @@ def choose(
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
     [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
+
+    **Returns:** a [`Choice`][gflow.solvers.Choice]: the solver, the reason, and the `rival` or `None`.
     """
     plain = isinstance(clock, Time | None)
     if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:
