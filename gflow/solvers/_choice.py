@@ -40,8 +40,8 @@ def choose(
     and so for the members of an ensemble, which aren't `alone`: Krylov spaces of different sizes waste
     time together.
 
-    The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
-    out of a saddle. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
+    The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
+    rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
     stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
