@@ -31,6 +31,7 @@ TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # Seconds that a rival may take on a problem. Beyond, its count is that of a shorter horizon times the ratio
 # of ∫λ dt (explicit methods), it is ∫λ dt itself (steps of a share of 1/λ), or it ends (dense Jacobians).
 BUDGET = 120.0
+LEAST = 0.2  # of ∫λ dt, from which to conclude on the rest
 # Gradients of an adaptive explicit method per ∫λ dt, at its limit of stability.
 AT_LIMIT = 3.3
 LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2000, 300  # parameters
@@ -116,6 +117,9 @@ class Race:
         gradients, hvps, error = float(spent.gradients), float(spent.hvps), None
         if spent.until >= self.case.horizon:
             error = distance(spent.params, self.known.params)
+        elif not note and self.known.stiffness_until(spent.until) < LEAST * self.known.stiffness:
+            self.left_out[method] = f"came only to {spent.until:.3g} in {spent.seconds:.0f} s"
+            return
         elif not note:
             note = f"counted up to {spent.until:.3g}, then as ∫λ dt"
             scale = self.known.stiffness / self.known.stiffness_until(spent.until)

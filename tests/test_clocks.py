@@ -221,6 +221,7 @@ def flat(model, i):
     return np.concatenate([np.ravel(leaf[i]) for leaf in model.matrices])
 
 
+@pytest.mark.slow
 def test_two_phases_and_log_norm_time(tmp_path):
     model, data = network()
     n = len(data[1])
@@ -286,6 +287,7 @@ def test_more_parameters_than_a_dense_jacobian_allows(rtol):
     assert np.max(np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)) < rtol
 
 
+@pytest.mark.slow
 def test_the_first_phase_may_end_a_run():
     model, data = network()
     kwargs = dict(loss=Exponential(), clock=TwoPhase(), throw=False)
@@ -307,6 +309,7 @@ def test_a_second_clock_that_cannot_begin_leaves_the_first_phase():
     assert traj.loss[-1] == pytest.approx(1.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_stops_and_records_of_one_exponential_example():
     # L = e^(-w) and dw/dτ = 1, so that t = e^τ - 1
     kwargs = dict(loss=Exponential(), clock=LogLoss(), save_at=np.array([0.0, 2.0, 5.0]), rtol=1e-8)
@@ -382,6 +385,7 @@ def test_what_is_recorded_does_not_change_the_path():
     assert many.stats["compile_seconds"] < 0.5
 
 
+@pytest.mark.slow
 def test_members_have_times_of_their_own():
     x, y = separable(2)
     starts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
@@ -395,6 +399,7 @@ def test_members_have_times_of_their_own():
         assert together.end["log_t"][i] == together.log_t[i, -1] and together.end["s"][i] == 100.0
 
 
+@pytest.mark.slow
 def test_several_classes():
     x, y = gflow.data.iris()
     x = np.c_[(x - x.mean(0)) / x.std(0), np.ones(len(x))][y != 2]
@@ -425,6 +430,7 @@ def test_steps_that_leave_the_path():
     assert traj["log_loss"][-1] <= traj["log_loss"][0]  # the last good state is kept
 
 
+@pytest.mark.slow
 def test_a_norm_that_stops_growing():
     # inseparable: w grows at first and then comes to rest, where ⟨w, −∇L⟩ = 0
     x = np.array([[1.0], [1.0], [-1.0]])
@@ -483,6 +489,7 @@ class Halved(AbstractFlow):
         return jax.tree.map(lambda g: -g / 2, problem.gradient(params))
 
 
+@pytest.mark.slow
 def test_other_flows():
     # dw/dτ = c and L = e^(-w), so that w = cτ and t = (e^(cτ) - 1)/c
     for flow, c in ((Doubled(), 2.0), (Halved(), 0.5)):

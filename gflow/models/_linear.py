@@ -17,6 +17,8 @@ class DeepLinear(eqx.Module):
 
     **Arguments:** `matrices` are W₁, …, W_k, each of shape (outputs, inputs).
 
+    **Raises:** `ValueError` unless sizes and depths are positive integers and scales positive and finite.
+
     ??? cite "Reference"
 
         Z. Ji and M. Telgarsky. Gradient descent aligns the layers of deep linear networks. ICLR 2019.
@@ -57,6 +59,8 @@ class Convolutional(eqx.Module):
     Its effective predictor has the discrete Fourier transform β̂ = û₁ ⊙ ⋯ ⊙ û_L.
 
     **Arguments:** `filters` are u₁, …, u_L, one a row.
+
+    **Raises:** `ValueError` unless sizes and depths are positive integers and scales positive and finite.
 
     ??? cite "Reference"
 

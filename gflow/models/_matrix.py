@@ -19,6 +19,8 @@ class Factorisation(eqx.Module):
     One example is a matrix A (sensing), or two integers (i, j), which give W_{ij} (completion), NaN if W has
     no such entry.
 
+    **Raises:** `ValueError` unless sizes and depths are positive integers and scales positive and finite.
+
     ??? cite "Reference"
 
         S. Arora, N. Cohen, W. Hu and Y. Luo. Implicit Regularization in Deep Matrix Factorization.
@@ -50,6 +52,8 @@ class Factorisation(eqx.Module):
 class SymmetricFactorisation(eqx.Module):
     """Measurements ⟨A, UUᵀ⟩, or entries of UUᵀ, as in [`gflow.models.Factorisation`][].
 
+    **Raises:** `ValueError` unless sizes and depths are positive integers and scales positive and finite.
+
     ??? cite "Reference"
 
         S. Gunasekar et al. Implicit Regularization in Matrix Factorization. NeurIPS 2017.
@@ -79,6 +83,8 @@ class SymmetricFactorisation(eqx.Module):
 
 class Quadratic(eqx.Module):
     """f(x) = ‖Wx‖² + b, or without b if it is `None`: a network with one layer of squares.
+
+    **Raises:** `ValueError` unless sizes and depths are positive integers and scales positive and finite.
 
     ??? cite "Reference"
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gflow._numbers import count
+from gflow._numbers import count, is_number
 from gflow.models._checks import scale_of
 
 
@@ -16,6 +16,8 @@ class Neuron(eqx.Module):
 
     If φ is homogeneous of degree one and a > 0, then f(x) = φ(β·x) with β = a w, and the flow conserves
     a² − ‖w‖².
+
+    **Raises:** `ValueError` unless `size` is a positive integer and `scale` positive and finite.
 
     ??? cite "Reference"
 
@@ -70,6 +72,9 @@ class TwoLayer(eqx.Module):
     It is homogeneous of degree 2. There are no biases: give x a coordinate that is 1. At a kink the
     derivative of φ is that of `jax.numpy.where(z > 0, z, slope * z)`.
 
+    **Raises:** `ValueError` unless `slope` is from 0 to 1, sizes are positive integers and `scale` is
+    positive and finite.
+
     ??? cite "Reference"
 
         K. Lyu and J. Li. Gradient Descent Maximizes the Margin of Homogeneous Neural Networks. ICLR 2020.
@@ -81,7 +86,7 @@ class TwoLayer(eqx.Module):
     slope: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self):
-        if not 0 <= self.slope <= 1:
+        if not (is_number(self.slope) and 0 <= self.slope <= 1):
             raise ValueError(f"slope must be from 0 (ReLU) to 1 (linear), but {self.slope!r} came.")
 
     @classmethod

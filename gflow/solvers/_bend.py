@@ -4,7 +4,7 @@ A solution that relaxes on ever longer time scales has derivatives in t that are
 and steps that grow in proportion to the time that has passed. In s = log(1 + ρx)/ρ, where x counts steps
 from the present and ρ is the growth from one step to the next, past values are evenly spaced, and the
 solution bends little. A polynomial in s also has small weights where one in x amplifies errors of the past:
-the recursion is stable for steps that grow by a third each (`benchmarks/_rkc_stability.py`).
+the recursion is stable for steps that grow by three tenths each (`benchmarks/_rkc_stability.py`).
 """
 
 import equinox as eqx

@@ -19,7 +19,7 @@ _DENSE = 300  # parameters whose Jacobian is cheap to form
 
 
 class Choice(NamedTuple):
-    """A solver, in one sentence why, and another one to which a run may change."""
+    """A solver, in one sentence why, and the `rival` to which a run may change, `None` where it may not."""
 
     solver: dfx.AbstractSolver
     reason: str
@@ -40,13 +40,15 @@ def choose(
     and so for the members of an ensemble, which aren't `alone`: Krylov spaces of different sizes waste
     time together.
 
-    The stiffness does not decide, because it is not known at the start: the sharpness rises eightfold
-    out of a saddle. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how many
-    stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
+    The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
+    rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how
+    many stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
     [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
+
+    **Returns:** a [`Choice`][gflow.solvers.Choice]: the solver, the reason, and the `rival` or `None`.
     """
     plain = isinstance(clock, Time | None)
     if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:

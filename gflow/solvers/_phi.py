@@ -71,9 +71,9 @@ def general_phi(a):
     size = jnp.max(jnp.sum(jnp.abs(a), axis=0))
     exponent = jnp.ceil(jnp.log2(jnp.where(jnp.isfinite(size), jnp.maximum(size, 0.5), 0.5))) + 1
     small = a * 2.0**-exponent
-    last = one / factorial(16)
+    last = one / float(factorial(16))  # more than an int32 holds
     for j in range(15, 3, -1):  # Horner's scheme for phi_4
-        last = one / factorial(j) + small @ last
+        last = one / float(factorial(j)) + small @ last
     phis = [last]
     for k in range(3, -1, -1):
         phis.insert(0, one / factorial(k) + small @ phis[0])
