@@ -84,7 +84,8 @@ def grown(growth, step, before, count) -> Scalar:
     """
     known = (step > 0) & (before > 0)
     change = jnp.log(jnp.where(known, step, 1) / jnp.where(known, before, 1)).astype(growth.dtype)
-    after = growth + (jnp.clip(change, -_SUDDEN, _SUDDEN) - growth) / jnp.minimum(count + 1, _LONG)
+    among = jnp.minimum(count + 1, _LONG).astype(growth.dtype)
+    after = growth + (jnp.clip(change, -_SUDDEN, _SUDDEN) - growth) / among
     return jax.lax.stop_gradient(jnp.where(known, after, growth))
 
 
