@@ -15,7 +15,8 @@ from gflow.solvers import EXPRB32, RKC3, Predictive
 
 _EVERY = 8  # attempted steps, at the least, over which a cost is measured
 _FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
-_CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so
+_CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so, but
+_LATER = 40  # only after so many steps: the first ones are short, and the radius may be about to rise
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
 _MANY = 400  # steps of EXPRB32 after which RKC3 is tried in any case, and then twice as many
@@ -28,7 +29,8 @@ class Switch(AbstractSwitch):
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
     Krylov space. Where an accepted step of EXPRB32 takes more gradients than that, rejections included, no
     few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
-    it lies ahead. If RKC3 then costs a third more per unit of time than EXPRB32 did, the run changes back.
+    it lies ahead. While the spaces are small it must be clearly more, because their radius is too small as well,
+    and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB32 did, the run changes back.
 
     After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
     spaces leave out is stiff, nothing else shows it.
@@ -87,7 +89,8 @@ class Switch(AbstractSwitch):
                 return memory, None
             stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
             ahead = cost / step * (float(self._path.t_max) - now[0])
-            if (cost >= max(_FEW, stages) or cost >= _CLEARLY * stages) and ahead >= _WORTH:
+            dearer = cost >= max(_FEW, stages) or (now[1] >= _LATER and cost >= _CLEARLY * max(stages, 2))
+            if dearer and ahead >= _WORTH:
                 why = f"steps of about {step:.3g} took {cost:.3g} gradients and need {stages:.3g} stages"
             elif now[1] >= memory["try"]:
                 why = f"{now[1]} steps had been made, and a trial costs little beside them"
