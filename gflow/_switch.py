@@ -29,8 +29,9 @@ class Switch(AbstractSwitch):
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
     Krylov space. Where an accepted step of EXPRB32 takes more gradients than that, rejections included, no
     few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
-    it lies ahead. While the spaces are small it must be clearly more, because their radius is too small as well,
-    and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB32 did, the run changes back.
+    it lies ahead. While the spaces are small, so that their radius may be too small as well, it must be
+    clearly more, and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB32
+    did, the run changes back.
 
     After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
     spaces leave out is stiff, nothing else shows it.
