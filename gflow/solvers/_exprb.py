@@ -304,10 +304,10 @@ class EXPRB32(AbstractFlowSolver):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
         The delivered error is almost proportional to them; what Krylov spaces leave out makes it fall a
-        little slower, $\propto$ `rtol`$^{0.8}$. At most 2e-3: beyond that a run gets dearer, not cheaper,
+        little slower, $\propto$ `rtol`$^{0.8}$. At most 5e-3: beyond that a run gets dearer, not cheaper,
         because what is left out is stiff, disturbs the estimate in the next steps, and makes them shorter.
         """
-        inner = jnp.minimum(rtol * (rtol / 1e-3) ** 0.2, 2e-3)
+        inner = jnp.minimum(rtol * (rtol / 1e-3) ** 0.2, 5e-3)
         return inner, inner / rtol * atol
 
     def prepared(self, rtol, atol) -> "EXPRB32":
