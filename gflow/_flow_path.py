@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
@@ -36,19 +37,20 @@ _MAX_NONFINITE = 20
 class FlowState(eqx.Module):
     """Everything a flow needs to go on, bit for bit; `dense` interpolates the last accepted step.
 
-    `t` is the variable of the clock. The marks, at the two ends of that step, are `None` in plain time.
+    `params` is θ as one vector, because what a solver computes with a PyTree is compiled leaf by leaf. `t` is
+    the variable of the clock. The marks, at the two ends of that step, are `None` in plain time.
     """
 
     t_before: Float[Array, ""]
     t: Float[Array, ""]
     t_next: Float[Array, ""]
-    params: PyTree[Array]
+    params: Float[Array, " P"]
     mark_before: Mark | None
     mark: Mark | None
     dense: PyTree
     solver_state: PyTree
     controller_state: PyTree
-    made_jump: Bool[Array, ""]
+    made_jump: Bool[Array, ""] | None  # None: the controller never makes one, and nothing is compiled for it
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     nonfinite: Int[Array, ""]
@@ -78,7 +80,7 @@ class FlowPath(AbstractPath):
     def start(self):
         """As diffrax starts: the first step size, the solver's state, nothing done yet."""
         problem, solver = self.problem, self.solver
-        term = self.clock.term(self.flow, problem)
+        term, params = self._term(), ravel_pytree(problem.params)[0]
         mark, log_t = None, None
         if not self.plain:
             mark, log_t = marks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
@@ -87,18 +89,18 @@ class FlowPath(AbstractPath):
             term,
             zero,
             self.t_max,
-            problem.params,
+            params,
             self.dt0,
             None,
             solver.func,
             solver.error_order(term),
         )
         t_next = jnp.minimum(t_next, self.t_max)
-        solver_state = solver.init(term, zero, t_next, problem.params, None)
+        solver_state = solver.init(term, zero, t_next, params, None)
         solver_state = _tree.as_arrays(solver_state)
-        made_jump = jnp.array(False)
+        made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
-            attempt, solver, term, zero, t_next, problem.params, solver_state, made_jump
+            attempt, solver, term, zero, t_next, params, solver_state, _or_false(made_jump)
         )
         sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
@@ -106,7 +108,7 @@ class FlowPath(AbstractPath):
             t_before=zero,
             t=zero,
             t_next=t_next,
-            params=problem.params,
+            params=params,
             mark_before=mark,
             mark=mark,
             dense=jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense),
@@ -126,7 +128,7 @@ class FlowPath(AbstractPath):
 
     def advance(self, state, until, budget):
         """Steps until `until` is passed, with diffrax's own stepping calls."""
-        term = self.clock.term(self.flow, self.problem)
+        term = self._term()
         limit = state.steps + budget
         _, static = eqx.partition(state, eqx.is_array)
 
@@ -141,10 +143,16 @@ class FlowPath(AbstractPath):
         dynamic = jax.lax.while_loop(going_on, step, eqx.filter(state, eqx.is_array))
         return eqx.combine(dynamic, static)
 
+    def _term(self) -> diffrax.ODETerm:
+        return diffrax.ODETerm(_OfVector(self.clock.term(self.flow, self.problem), self.problem.params))
+
+    def _tree(self, params: Float[Array, " P"]) -> PyTree[Array]:
+        return ravel_pytree(self.problem.params)[1](params)
+
     def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
         """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
         params, error, dense, solver_state, solver_result = attempt(
-            self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
+            self.solver, term, now.t, now.t_next, now.params, now.solver_state, _or_false(now.made_jump)
         )
         # the estimate as well, because a solver may refuse a step by it and leave the parameters finite
         finite = _tree.all_finite((params, error))
@@ -153,7 +161,7 @@ class FlowPath(AbstractPath):
         order = self.solver.error_order(term)
         mark, compared = now.mark, (now.params, safe, error)
         if now.mark is not None:
-            mark = self._mark(now.mark, now.t_next - now.t, safe)
+            mark = self._mark(now.mark, now.t_next - now.t, self._tree(safe))
             if error is not None:  # log t is kept as accurate as the parameters
                 one = jnp.ones_like(mark.error)
                 wrong = jnp.where(jnp.isfinite(mark.error), jnp.abs(mark.error), jnp.inf)
@@ -200,13 +208,7 @@ class FlowPath(AbstractPath):
         if self.watch:
             margins, watched, hvps = jax.lax.cond(
                 accept,
-                lambda: self.watch.margins(
-                    self.problem,
-                    safe,
-                    now.sides,
-                    now.watched,
-                    self._known(safe, None if mark is None else mark.log_t),
-                ),
+                lambda: self._margins(now, safe, None if mark is None else mark.log_t),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
             code = jnp.where((code == RUNNING) & jnp.any(jnp.isnan(margins)), NONFINITE, code)
@@ -222,7 +224,7 @@ class FlowPath(AbstractPath):
             dense=dense,
             solver_state=solver_state,
             controller_state=controller_state,
-            made_jump=jnp.asarray(made_jump),
+            made_jump=None if now.made_jump is None else jnp.asarray(made_jump),
             steps=now.steps + 1,
             rejected=now.rejected + jnp.where(accept, 0, 1),
             nonfinite=nonfinite,
@@ -274,7 +276,8 @@ class FlowPath(AbstractPath):
         t = position.astype(state.t.dtype)
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
         log_t = None if state.mark is None else state.mark.log_t
-        params, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
+        vector, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
+        params = self._tree(vector)
         if log_t is not None:
             return params, self._known(params, log_t)
         loss, gradient = self.problem.value_and_gradient(params)
@@ -288,6 +291,11 @@ class FlowPath(AbstractPath):
             return params, None
         share = (t - state.t_before) / (state.t - state.t_before)
         return params, marks.log_time(state.mark_before, state.mark.course, share)
+
+    def _margins(self, state: FlowState, params: Float[Array, " P"], log_t: Array | None):
+        """Of the stop conditions at a place on the step that follows `state` or led to it."""
+        tree = self._tree(params)
+        return self.watch.margins(self.problem, tree, state.sides, state.watched, self._known(tree, log_t))
 
     def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
         """After a `step` of the clock."""
@@ -320,9 +328,7 @@ class FlowPath(AbstractPath):
     def _first_crossing(self, state):
         # the smallest margin crosses where the first of the conditions holds
         def evaluate(t):
-            params, log_t = self._at(state, t)
-            known = self._known(params, log_t)
-            margins, _, hvps = self.watch.margins(self.problem, params, state.sides, state.watched, known)
+            margins, _, hvps = self._margins(state, *self._at(state, t))
             return margins, hvps
 
         def halve(carry):
@@ -425,7 +431,7 @@ class FlowPath(AbstractPath):
 
     @eqx.filter_jit
     def _is_over(self, state: FlowState) -> Array:
-        return self.clock.is_over(self.flow, self.problem, state.params)
+        return self.clock.is_over(self.flow, self.problem, self._tree(state.params))
 
     def _limit(self, state: FlowState, h: float) -> str:
         """What keeps the steps short, from the step size times the sharpness."""
@@ -441,7 +447,7 @@ class FlowPath(AbstractPath):
             return f"{self.problem.dtype} resolves too little to tell why; use float32 or float64"
         # Compiled, it doesn't warn: an eigenvalue that has not converged will do.
         find = eqx.filter_jit(curvature.top_eigenpairs)
-        top = find(self.problem, params=state.params, rtol=1e-2, max_hvps=100).values[0]
+        top = find(self.problem, params=self._tree(state.params), rtol=1e-2, max_hvps=100).values[0]
         product = taken * float(top)
         where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
         if product > 0.7:
@@ -472,6 +478,20 @@ class FlowPath(AbstractPath):
             "hvps": int(state.watch_hvps) + hvps,
             "radius_gradients": int(getattr(state.solver_state, "radius_gradients", 0)),
         }
+
+
+def _or_false(made_jump: Array | None) -> Array | bool:
+    return False if made_jump is None else made_jump
+
+
+class _OfVector(eqx.Module):
+    """The field of a term for parameters that are PyTrees `like` a given one, as one of vectors."""
+
+    term: diffrax.ODETerm
+    like: PyTree[Array]
+
+    def __call__(self, t, vector, args):
+        return ravel_pytree(self.term.vf(t, ravel_pytree(self.like)[1](vector), args))[0]
 
 
 def _gradients(solver: diffrax.AbstractSolver) -> tuple[int | None, int]:

@@ -29,10 +29,7 @@ class Position(NamedTuple):
 
 
 class AbstractPath(eqx.Module):
-    """A path through parameter space, in compiled pieces. Positions are times or step numbers.
-
-    Its states are PyTrees with the attribute `params`, θ at their position.
-    """
+    """A path through parameter space, in compiled pieces. Positions are times or step numbers."""
 
     problem: eqx.AbstractVar[Problem]
     watch: eqx.AbstractVar[Watch]

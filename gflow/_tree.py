@@ -1,5 +1,6 @@
 """Vector algebra on PyTrees of arrays: the few operations that the rest of gflow needs."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,23 @@ def norm(a: PyTree[Array]) -> Shaped[Array, ""]:
 def subtract(a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]:
     """a − b, leaf by leaf."""
     return jtu.tree_map(jnp.subtract, a, b)
+
+
+def noise(seed: int | Array, shape: tuple[int, ...], dtype: Any) -> Shaped[Array, "..."]:
+    """Numbers in [-1, 1] that look random, to start iterations from, the same on every device.
+
+    An integer hash of the position. `jax.random` would do, but compiles ten times as long, and wherever a
+    compiled loop needs a vector.
+    """
+
+    def scrambled(i):
+        i = (i ^ (i >> 16)) * jnp.uint32(0x45D9F3B)
+        i = (i ^ (i >> 16)) * jnp.uint32(0x45D9F3B)
+        return i ^ (i >> 16)
+
+    begin = scrambled(jnp.asarray(seed).astype(jnp.uint32) + jnp.uint32(1))
+    bits = scrambled(begin + jax.lax.iota(jnp.uint32, math.prod(shape))) >> 8
+    return (bits.astype(jnp.float32) / jnp.float32(2**23) - 1).reshape(shape).astype(dtype)
 
 
 def all_finite(a: PyTree[Array]) -> Bool[Array, ""]:

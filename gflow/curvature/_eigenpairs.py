@@ -119,7 +119,7 @@ def solve(
             rtol=rtol,
             max_hvps=max_hvps,
             random_share=1.0,
-            key=second,
+            seed=jax.random.bits(second),
         )
 
     ends = lax.map(at_end, signs)

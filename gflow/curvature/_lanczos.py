@@ -8,17 +8,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree
 
 # A residual says that SOME eigenvalue was found. That none above it was missed can only be said of
-# a start with a random part: a missed eigenvector has the component c = share·g/√P in it, g standard
-# normal. After n steps the residual of the whole Krylov space is known: ‖χ(A) start‖ = Π β, where χ,
-# the characteristic polynomial of T, has the Ritz values as roots. Hence |χ(λ)| |c| <= Π β for every
-# eigenvalue λ, and once |χ(level)| share·LUCK/√P > Π β, an eigenvalue above `level` was missed only
-# if |g| < LUCK: a probability below 0.8·LUCK. `level` is MARGIN·‖A‖ above the k-th value. For a
-# random start and k = 1 it asks for a step or two more in float32, for nothing in float64.
+# a start with a random part: a missed eigenvector has the component c = share·g/√P in it, g a random
+# number of mean square 1. After n steps the residual of the whole Krylov space is known:
+# ‖χ(A) start‖ = Π β, where χ, the characteristic polynomial of T, has the Ritz values as roots. Hence
+# |χ(λ)| |c| <= Π β for every eigenvalue λ, and once |χ(level)| share·LUCK/√P > Π β, an eigenvalue above
+# `level` was missed only if |g| < LUCK: a probability below 0.82·LUCK if the entries of the random part are
+# normal, and if they are uniform, whatever the eigenvector (no section of a cube is larger than √2: Ball,
+# 1986). `level` is MARGIN·‖A‖ above the k-th value. For a random start and k = 1 it asks for a step or two
+# more in float32, for nothing in float64.
 MARGIN = 0.005
 LUCK = 0.005
 # Noise in a warm start. Measured: without the test above, float32 at rtol 1e-4 took an old vector that had
@@ -83,14 +85,14 @@ class _State(NamedTuple):
     deficit: Array
 
 
-def warm_start(vector: Float[Array, "P"], key: PRNGKeyArray) -> tuple[Float[Array, "P"], Float[Array, ""]]:
+def warm_start(vector: Float[Array, "P"], seed: int | Array) -> tuple[Float[Array, "P"], Float[Array, ""]]:
     """A start for [`lanczos`][] near `vector`, an eigenvector of a nearby operator, and its share.
 
-    Returns `start = v/‖v‖ + 0.3 z`, z uniform on the unit sphere, and the random share of it, to be
+    Returns `start = v/‖v‖ + 0.3 z`, z a random unit vector, and the random share of it, to be
     given to `lanczos` as `random_share`. Noise and share make sure that an eigenvector which has
     overtaken `vector` is found. A zero or non-finite vector gives a random start.
     """
-    noise = jax.random.normal(key, vector.shape, vector.dtype)
+    noise = _tree.noise(seed, vector.shape, vector.dtype)
     noise = noise / _tree.norm(noise)
     length = _tree.norm(vector)
     usable = jnp.isfinite(length) & (length > 0)
@@ -108,7 +110,7 @@ def lanczos(
     max_hvps: int | Int[Array, ""],
     basis: int | None = None,
     random_share: float | Float[Array, ""] = 0.0,
-    key: PRNGKeyArray | None = None,
+    seed: int | Array = 0,
 ) -> Eigenpairs:
     """The k largest (algebraic) eigenpairs of the symmetric operator `matvec`, by their residuals.
 
@@ -125,7 +127,7 @@ def lanczos(
     - `basis`: how many vectors are kept, memory O(basis·P); by default `min(P, 36 + 2 k)`.
     - `random_share`: norm of the random part of `start` over the norm of `start`: 1 for a
         Gaussian `start`, what [`warm_start`][] returns for its start, 0 if nothing is known.
-    - `key`: for the random vectors of later sequences; `jax.random.key(0)` by default.
+    - `seed`: for the random vectors of later sequences.
 
     Works under jit and vmap. **Raises** `ValueError` for k outside 1..P or a basis too small.
 
@@ -139,10 +141,9 @@ def lanczos(
         raise ValueError(f"k must lie in 1..{size}, the size of the operator, but {k} came.")
     if m < min(size, 2 * k + 2):
         raise ValueError(f"basis must be at least 2 k + 2 = {2 * k + 2}, but {basis} came; leave it out.")
-    key = jax.random.key(0) if key is None else key
     rtol, tiny = jnp.asarray(rtol, dtype), jnp.finfo(dtype).tiny
     rounding = _ROUNDING * jnp.finfo(dtype).eps
-    index = jnp.arange(m)
+    index, first = jnp.arange(m), jnp.asarray(seed).astype(jnp.uint32) + jnp.uint32(1)
 
     def step(s: _State) -> _State:
         w = matvec(s.basis[s.n])
@@ -226,7 +227,7 @@ def lanczos(
         ritz = s.ritz[:, s.columns]
         kept = index < s.keep
         rows = jnp.where(kept[:, None], ritz.T @ s.basis[:m], 0)
-        fresh = jax.random.normal(jax.random.fold_in(key, s.blocks), (size,), dtype)
+        fresh = _tree.noise(first + s.blocks.astype(first.dtype), (size,), dtype)
         fresh, _ = orthogonalise(fresh / _tree.norm(fresh), rows)
         fresh = jnp.where(s.lock, fresh / _tree.norm(fresh), s.basis[s.n])
         lost = jnp.where(kept | (index >= s.n), 1, jnp.maximum(s.level - s.values, tiny))

@@ -83,7 +83,7 @@ def start_track(problem: Problem, k: int = 1) -> Track:
     shape = (_RECORDS, min(k + 1, size), size)
     return Track(
         points=jnp.zeros((_RECORDS, size), dtype),
-        vectors=jax.random.normal(jax.random.key(0), shape, dtype),  # to start from
+        vectors=_tree.noise(0, shape, dtype),  # to start from
         count=none,
         next_value=zero + jnp.inf,
         outside=zero + jnp.inf,
@@ -150,14 +150,14 @@ def _follow(
 ) -> tuple[Eigenpairs, Track]:
     predicted = _predict(track, theta)
     block, size = predicted.shape
-    key = jax.random.fold_in(jax.random.key(0), track.count)
+    seed = 1 + track.count
 
     def search():
-        start, share = warm_start(predicted[0], key)
+        start, share = warm_start(predicted[0], seed)
         # Half of the budget, for what it finds is to be improved; and nothing where there is no check,
         # since under vmap both branches run.
         half = jnp.where(due, max_hvps // 2, 0)
-        pairs = lanczos(matvec, start, k, rtol=_CHECK_RTOL, max_hvps=half, random_share=share, key=key)
+        pairs = lanczos(matvec, start, k, rtol=_CHECK_RTOL, max_hvps=half, random_share=share, seed=seed)
         return pairs.vectors, pairs.hvps
 
     due = (track.count == 0) | (track.spent >= _CHECK * track.check_cost)

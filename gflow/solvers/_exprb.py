@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
-from ._phi import matrix_phi
+from ._phi import leading, matrix_phi
 
 # Basis vectors that a rejected step hands on.
 _KEPT = 8
@@ -63,20 +63,6 @@ def _project(basis: Vector, x: Vector) -> Array:
     return functools.reduce(jnp.add, others, first)
 
 
-def _leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
-    """`function(n)` with an `n` of at least `size`, but not much larger."""
-    sizes = [n for n in (8, 16) if n < most] + [most]
-    branches = [functools.partial(function, n) for n in sizes]
-    return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), size), branches)
-
-
-def _leading_phi(a: Float[Array, "m m"], size: Int[Array, ""]) -> Float[Array, "4 m m"]:
-    """`matrix_phi` of the leading block of that size."""
-    most = a.shape[0]
-    block = lambda n: jnp.zeros((4, most, most), a.dtype).at[:, :n, :n].set(matrix_phi(a[:n, :n]))
-    return _leading(block, most, size)
-
-
 def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
     """Inner products of `w` with the first vectors of the basis, and what is left of it without them."""
     most = jtu.tree_leaves(basis)[0].shape[0]
@@ -89,7 +75,7 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
         rest = la.sub(rest, _apply(vectors, again))
         return jnp.zeros((most,), a.dtype).at[:n].set(a + again), rest
 
-    return _leading(block, most, size)
+    return leading(block, most, size)
 
 
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
@@ -128,7 +114,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         small = small.at[m, m - 1].add(link).at[m - 1, m].add(link)
         beta = la.norm(w)
         size = m + 1
-        phis = _leading_phi(h * small, size)
+        phis = matrix_phi(h * small, size)
         # First term of what the Krylov approximation of h phi_1(hJ) F lacks; `finish` adds it.
         residual = h**2 * length * beta * jnp.abs(phis[1][m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))

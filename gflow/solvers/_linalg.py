@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
+from gflow import _tree
+
 Vector = PyTree[Any]
 Scalar = Float[Array, ""]
 
@@ -69,21 +71,11 @@ def as_time(t):
 
 
 def noise(y: Vector) -> Vector:
-    """A fixed vector that looks random (entries in [-1, 1]), to start power iterations from.
-
-    An integer hash of the position: nothing to seed, nothing to carry, the same on every device.
-    """
-
-    def _leaf(index, a):
-        i = jax.lax.iota(jnp.uint32, max(a.size, 1))[: a.size] + jnp.uint32(1 + 7919 * index)
-        i = (i ^ (i >> 16)) * jnp.uint32(0x45D9F3B)
-        i = (i ^ (i >> 16)) * jnp.uint32(0x45D9F3B)
-        i = i ^ (i >> 16)
-        u = (i >> 8).astype(jnp.float32) / jnp.float32(2**23) - 1
-        return u.reshape(a.shape).astype(a.dtype)
-
+    """A fixed vector that looks random (entries in [-1, 1]), to start power iterations from."""
     leaves, treedef = jtu.tree_flatten(y)
-    return jtu.tree_unflatten(treedef, [_leaf(k, a) for k, a in enumerate(leaves)])
+    return jtu.tree_unflatten(
+        treedef, [_tree.noise(k, leaf.shape, leaf.dtype) for k, leaf in enumerate(leaves)]
+    )
 
 
 def size(y: Vector) -> int:

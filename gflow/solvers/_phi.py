@@ -3,10 +3,14 @@
 `phi_0 = exp`, `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`, `phi_k(0) = 1/k!`.
 """
 
+import functools
+from collections.abc import Callable
 from math import factorial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
 def phi(z, most: int):
@@ -30,21 +34,41 @@ def phi(z, most: int):
     return jnp.stack([jnp.where(small, d, u) for d, u in zip(down, up, strict=True)])
 
 
+def leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
+    """`function(n)` with an `n` of at least `size`, but not much larger."""
+    sizes = [n for n in (8, 16) if n < most] + [most]
+    branches = [functools.partial(function, n) for n in sizes]
+    return jax.lax.switch(jnp.sum(size > jnp.asarray(sizes[:-1])), branches)
+
+
 @jax.custom_jvp
-def matrix_phi(a):
-    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, stacked in front.
+def matrix_phi(a: Float[Array, "m m"], size: Int[Array, ""] | None = None) -> Float[Array, "4 m m"]:
+    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, or of its leading block of a `size`, stacked in front.
 
     The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
     eigenvalues coincide and those of the eigenvectors do not.
     """
-    values, vectors = jnp.linalg.eigh(a)
+    values, vectors = _spectrum(a, size)
     return jnp.einsum("im,km,jm->kij", vectors, phi(values, 4)[1:], vectors)
+
+
+def _spectrum(a, size):
+    """Eigenvalues and eigenvectors of the leading block, and zeros for what is beyond it."""
+    if size is None:
+        return jnp.linalg.eigh(a)
+    most = a.shape[0]
+
+    def of_block(n):
+        values, vectors = jnp.linalg.eigh(a[:n, :n])
+        return jnp.pad(values, (0, most - n)), jnp.pad(vectors, (0, most - n))
+
+    return leading(of_block, most, size)
 
 
 @matrix_phi.defjvp
 def _matrix_phi_jvp(primals, tangents):
-    (a,), (da,) = primals, tangents
-    values, vectors = jnp.linalg.eigh(a)
+    (a, size), (da, _) = primals, tangents
+    values, vectors = _spectrum(a, size)
     phis = phi(values, 5)
     x, y = values[:, None], values[None, :]
     close = jnp.abs(x - y) < 1e-3 * (1 + jnp.abs(x) + jnp.abs(y))
