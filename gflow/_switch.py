@@ -52,9 +52,8 @@ class Switch(AbstractSwitch):
             "changes": [],  # in words
         }
 
-    @property
-    def _path(self) -> FlowPath:
-        return self._paths[len(self.memory["changes"]) % 2]
+    def _path_of(self, memory: dict[str, Any]) -> FlowPath:
+        return self._paths[len(memory["changes"]) % 2]
 
     @property
     def next(self) -> int:
@@ -64,12 +63,13 @@ class Switch(AbstractSwitch):
     def restored(self, memory: dict[str, Any], state: FlowState) -> tuple[FlowPath, FlowState]:
         """Path and form of the state to go on from `memory`; `state` is that of the start."""
         self.memory = memory
-        return self._path, _entered(self._path, state, 0.0) if len(memory["changes"]) % 2 else state
+        path = self._path_of(memory)
+        return path, state if path is self._paths[0] else _entered(path, state, 0.0)
 
     def review(self, state: FlowState) -> tuple[FlowPath, FlowState]:
         """The path with which to go on, and its state."""
         memory, step = self._judged(state)
-        path = self._paths[len(memory["changes"]) % 2]
+        path = self._path_of(memory)
         if step is not None:
             state = _entered(path, state, step)
         self.memory = memory  # last, because Ctrl-C may come before, and a checkpoint holds both
@@ -85,15 +85,15 @@ class Switch(AbstractSwitch):
         if steps == rejected or memory.pop("begins", False):
             return memory, None
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
-        if isinstance(self._path.solver, EXPRB32):
+        if isinstance(self._path_of(memory).solver, EXPRB32):
             if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
                 return memory, None
             stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
-            ahead = cost / step * (float(self._path.t_max) - now[0])
+            ahead = cost / step * (float(self._paths[0].t_max) - now[0])
             dearer = cost >= max(_FEW, stages) or (now[1] >= _LATER and cost >= _CLEARLY * max(stages, 2))
             if dearer and ahead >= _WORTH:
                 why = f"steps of about {step:.3g} took {cost:.3g} gradients and need {stages:.3g} stages"
-            elif now[1] >= memory["try"]:
+            elif now[1] >= memory["try"] and ahead >= _WORTH:
                 why = f"{now[1]} steps had been made, and a trial costs little beside them"
             else:
                 return memory, None

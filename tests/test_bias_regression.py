@@ -183,6 +183,7 @@ def test_agreement_of_supports():
         bias.orthogonal_matching_pursuit(np.ones((3, 5)), np.ones(3), 4)
 
 
+@pytest.mark.slow
 def test_greedy_low_rank_learning_finds_the_rank_one_completion():
     # observed: (1,3) = 1, (1,4) = R, (2,3) = R; the least nuclear norm would be 4R, at rank 2
     r = 3.0

@@ -75,6 +75,7 @@ def test_log_t_of_one_logistic_example():
         assert abs(log_t - exact(w)) < 1e-6
 
 
+@pytest.mark.slow
 def test_log_t_beside_many_parameters_that_rest():
     # the error of log t is not lost in the mean over parameters
     x = np.zeros((1, 1000))
@@ -340,6 +341,7 @@ def test_arclength():
     assert over.s[-1] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_arclength_of_a_classifier_outlives_its_loss():
     kwargs = dict(loss=Exponential(), clock=Arclength(), save_models=True, save_at=3)
     traj = gflow.integrate(at_zero(1), ONE, 2000.0, **kwargs)
@@ -347,6 +349,7 @@ def test_arclength_of_a_classifier_outlives_its_loss():
     np.testing.assert_allclose(traj.log_t[1:], traj.s[1:], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_margins_that_floats_do_not_tell_apart_end_with_a_status():
     # θ = eˢ, of which an ulp is 1 at s = 37, and which overflows at s = 709
     start, save_at = Linear(jnp.array([3.0])), [0.0, 10.0]

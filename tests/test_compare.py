@@ -49,6 +49,7 @@ def test_crossing_and_onset():
     assert both.onset == rises[rises >= crossing][0]
 
 
+@pytest.mark.slow
 def test_another_optimiser_has_no_threshold_here():
     both = gflow.compare(
         *tanh_network(), learning_rate=0.1, t_max=2.0, optimizer=optax.sgd(0.1, momentum=0.9)

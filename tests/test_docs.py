@@ -15,13 +15,10 @@ CODE = {
 }
 
 
-PAGES = [
-    pytest.param(page, marks=[] if page.name == "README.md" else [pytest.mark.slow], id=page.name)
-    for page, code in CODE.items()
-    if code
-]
+PAGES = [pytest.param(page, id=page.name) for page, code in CODE.items() if code]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_the_page_runs(page, tmp_path):
     # A process of its own: the guides are for JAX as it comes, in float32.

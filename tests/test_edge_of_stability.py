@@ -27,6 +27,7 @@ class Product(Linear):
 
 
 @pytest.mark.filterwarnings("ignore:member:UserWarning")  # of those that end above their start
+@pytest.mark.slow
 def test_descent_converges_to_no_minimum_sharper_than_its_threshold():
     # Wu, Ma and E, NeurIPS 2018
     rate, starts = 0.2, np.random.default_rng(0).normal(scale=2.0, size=(1000, 2))
@@ -87,6 +88,7 @@ def small_network(seed):
     return eqx.tree_at(leaves, model, [jnp.asarray(a) for a in drawn]), (x, y)
 
 
+@pytest.mark.slow
 def test_descent_ends_just_below_its_threshold_where_the_flow_ends_above():
     # Cohen et al., ICLR 2021
     model, data = small_network(2)

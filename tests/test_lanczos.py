@@ -11,7 +11,7 @@ from systems import dense_hessian, problem_of, tanh_network
 from gflow.curvature._lanczos import lanczos, warm_start
 
 RTOL = {np.float32: 1e-4, np.float64: 1e-6}
-BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+BOTH = pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 
 
 def with_spectrum(values, seed=0):
@@ -158,6 +158,7 @@ def test_a_good_warm_start_saves_products(key):
 
 
 @pytest.mark.parametrize("basis", [10, 15, 150])
+@pytest.mark.slow
 def test_restarts_lose_nothing(basis):
     matrix = with_spectrum(np.append(some(147), [1.1, 1.3, 1.5]))[0]
     check(matrix, solve(matrix, 4, basis=basis))
@@ -239,6 +240,7 @@ def test_a_product_that_is_not_finite_ends_it(good):
     assert np.all(np.isnan(found.residuals)) and np.all(np.isnan(found.values))
 
 
+@pytest.mark.slow
 def test_under_vmap():
     matrix = goe(80)
     factors = jnp.array([1.0, 0.0, -2.0])

@@ -46,6 +46,7 @@ def test_crossing_and_onset_are_marked():
     matplotlib.pyplot.close(figure)
 
 
+@pytest.mark.slow
 def test_the_threshold_stands_beside_the_sharpness_that_it_is_for():
     both = gflow.compare(MODEL, DATA, learning_rate=0.1, t_max=0.4, optimizer=stability.Adam(0.1))
     figure = gflow.plot.comparison(both)
@@ -56,6 +57,7 @@ def test_the_threshold_stands_beside_the_sharpness_that_it_is_for():
     matplotlib.pyplot.close(figure)
 
 
+@pytest.mark.slow
 def test_descents_at_the_edge_have_a_row_each():
     observe = [gflow.observe.Sharpness(), gflow.observe.Oscillation()]
     with pytest.warns(UserWarning, match="above its start"):

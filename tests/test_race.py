@@ -86,6 +86,7 @@ def test_the_bound_is_the_degree_of_a_polynomial():
     assert error(found) <= 1e-5 < error(found - 1)
 
 
+@pytest.mark.slow
 def test_steps_of_a_share_of_the_sharpness():
     march = importlib.import_module("_rivals").march
     loss = lambda model, data: 0.5 * jnp.sum(data * model["w"] ** 2)

@@ -40,7 +40,9 @@ def quadratic(eigenvalues, seed=0, dtype=np.float64):
     )
 
 
-@pytest.mark.parametrize("dtype, rtol", [(np.float32, 1e-4), (np.float64, 1e-6)])
+@pytest.mark.parametrize(
+    "dtype, rtol", [pytest.param(np.float32, 1e-4, marks=pytest.mark.slow), (np.float64, 1e-6)]
+)
 @pytest.mark.parametrize(
     "eigenvalues",
     [
@@ -115,6 +117,7 @@ def test_as_an_observable_on_both_paths():
         assert traj["sharpness_hvps"].sum() == traj.stats["hvps"]
 
 
+@pytest.mark.slow
 def test_sharpness_can_stop_a_run():
     # L = (a b − 1)²/2 along a = b: the Hessian is [[b², 2ab−1], [2ab−1, a²]]
     class Product(Linear):
@@ -147,6 +150,7 @@ def test_a_second_call_compiles_nothing():
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_a_record_that_did_not_converge_is_said():
     network = tanh_network()
     with pytest.warns(UserWarning, match="sharpness did not reach its accuracy.*3 of 3 records"):

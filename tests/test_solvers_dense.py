@@ -51,6 +51,7 @@ def test_linear_problems_are_solved_exactly(symmetric):
     np.testing.assert_allclose(found.ys[0], scipy.linalg.expm(a) @ start, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_has_order_four_also_where_the_field_depends_on_time():
     # y' = cos(t) y² and z' = -z + y, with y = 1 / (2 - sin t)
     field = lambda t, y: {"y": jnp.cos(t) * y["y"] ** 2, "z": jnp.array([2 * jnp.cos(y["y"])])}

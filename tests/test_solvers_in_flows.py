@@ -14,7 +14,11 @@ from gflow._integrate import flow_run
 from gflow._stepper import Run
 
 SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB32()]
-ids = [type(solver).__name__ for solver in SOLVERS]
+name_of = lambda solver: type(solver).__name__
+# RKC2 is the program of RKC3 but for its memory.
+EACH = pytest.mark.parametrize(
+    "solver", [pytest.param(SOLVERS[0], marks=pytest.mark.slow), *SOLVERS[1:]], ids=name_of
+)
 
 
 def parameters(model):
@@ -29,7 +33,7 @@ def reference():
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 @pytest.mark.parametrize("rtol", [1e-3, 1e-4])
 def test_delivers_the_error_that_was_asked_for(solver, rtol, reference):
     traj = gflow.integrate(*tanh_network(), 40.0, solver=solver, rtol=rtol, atol=0.1 * rtol, save_at=2)
@@ -37,7 +41,7 @@ def test_delivers_the_error_that_was_asked_for(solver, rtol, reference):
     assert 0.01 * rtol < error < 3 * rtol
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_gradients_are_counted_exactly(solver):
     loss, counted = counting(gflow.losses.Squared())
     traj = gflow.integrate(*tanh_network(), 20.0, loss=loss, solver=solver, save_at=5)
@@ -47,7 +51,7 @@ def test_gradients_are_counted_exactly(solver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])
+@pytest.mark.parametrize("solver", SOLVERS[1:], ids=name_of)
 def test_what_is_recorded_does_not_change_the_path(solver):
     few, many = (gflow.integrate(*tanh_network(), 10.0, solver=solver, save_at=count) for count in (2, 101))
     assert np.array_equal(parameters(few.model), parameters(many.model))
@@ -66,7 +70,7 @@ def test_stiffness_costs_its_square_root_and_not_itself():
         assert traj.stats["gradients"] < 0.05 * 6 * 1e4 * 10 / 3.3
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_a_gradient_that_turns_nan_is_told_from_stiffness(solver):
     # w' = 2 - w from 1 reaches 1.5, where the root ends, at t = ln 2
     loss = lambda model, data: 0.5 * jnp.sum((model["w"] - 2) ** 2) + 0 * jnp.sum(jnp.sqrt(1.5 - model["w"]))
@@ -76,7 +80,7 @@ def test_a_gradient_that_turns_nan_is_told_from_stiffness(solver):
     assert np.all(np.isfinite(traj.loss)) and np.all(np.asarray(traj.model["w"]) <= 1.5)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_an_endless_horizon_from_rest(solver):
     # nothing moves, so that neither the speed nor the horizon says how long the first step may be
     loss = lambda model, data: jnp.sum(model["w"] ** 2)
@@ -133,6 +137,7 @@ def test_the_solver_changes_where_krylov_spaces_do_not_pay():
     assert np.linalg.norm(traj.model["w"] - exact) < 3e-3 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_does_not_change_when_the_solver_changes():
     few, many = run_crowded(), run_crowded(save_at=200)
     assert "then" in few.stats["solver"] and few.stats["solver_reason"] == many.stats["solver_reason"]
@@ -146,6 +151,7 @@ def test_what_is_recorded_does_not_change_when_the_solver_changes():
         np.testing.assert_allclose(many.loss[k], exact, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_stop_after_the_solver_has_changed_and_too_few_steps():
     level = float(crowded({"w": jnp.asarray(crowded_at(50.0))}, None))
     stopped = run_crowded(stop=gflow.stop.LossBelow(level))
@@ -202,6 +208,7 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     assert type(path.solver) is gflow.solvers.EXPRB32 and after is state
 
 
+@pytest.mark.slow
 def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
     random = np.random.default_rng(0)
     target = jnp.asarray(np.outer(random.normal(size=15), random.normal(size=15)))
@@ -230,7 +237,8 @@ def test_networks_with_kinks_are_known_by_their_program(activation):
         assert ("kinks" in reason) == (activation in KINKED)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
+@pytest.mark.slow
 def test_small_parameters_are_resolved_relative_to_themselves(solver):
     # sigma = w², each from 1e-6 on its own: sigma' = sigma (target - sigma), learned one after the other
     target, start = np.array([4.0, 3.0, 2.0, 1.0]), 1e-12

@@ -15,7 +15,11 @@ from gflow import solvers
 from gflow.solvers import _bend, _chebyshev
 
 SOLVERS = [solvers.RKC2(), solvers.RKC3()]
-ids = [type(s).__name__ for s in SOLVERS]
+name_of = lambda solver: type(solver).__name__
+# RKC2 is the program of RKC3 but for its memory.
+EACH = pytest.mark.parametrize(
+    "solver", [pytest.param(SOLVERS[0], marks=pytest.mark.slow), SOLVERS[1]], ids=name_of
+)
 
 
 def solve(vf, y0, t1, solver, rtol=1e-6, *, atol=None, saveat=None, t0=0.0, args=None, **kwargs):
@@ -38,7 +42,7 @@ def logistic_exact(t, y0=0.1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 @pytest.mark.parametrize("stiff", [0.0, 300.0])
 def test_order(solver, stiff):
     # A smooth mode and a stiff one that is slaved to it: order reduction would show.
@@ -116,7 +120,7 @@ def test_rkc3_recursion_is_stable():
         assert float(jnp.max(jnp.abs(sol.ys))) <= 1.001
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_stiff_linear(solver):
     lam = jnp.asarray([1e-3, 1.0, 1e3, 1e5, 1e8])
 
@@ -160,7 +164,7 @@ def test_a_solution_linear_in_logarithmic_time_is_foretold_exactly(growth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_dense_output_order(solver):
     errors = []
     for n in (10, 20, 40):
@@ -180,7 +184,7 @@ def test_dense_output_order(solver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_pytree_saveat_event_vmap(solver):
     def vf(t, y, args):
         return {"a": -y["a"] * args, "b": (-20.0 * y["b"][0],)}
@@ -203,7 +207,7 @@ def test_pytree_saveat_event_vmap(solver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 @pytest.mark.parametrize("mode", ["recursive", "direct", "forward"])
 def test_derivatives(solver, mode):
     adjoint, transform = {
@@ -224,7 +228,7 @@ def test_derivatives(solver, mode):
     np.testing.assert_allclose(jax.vmap(transform(final))(k), -np.exp(-k), rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_float32(solver):
     lam = jnp.logspace(-1, 3, 30, dtype=jnp.float32)
     with jax.numpy_dtype_promotion("strict"):
@@ -236,7 +240,7 @@ def test_float32(solver):
     np.testing.assert_allclose(y, np.exp(-np.asarray(lam)), atol=1e-3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_non_autonomous_pure_quadrature(solver):
     # f does not depend on y: stage ratios say nothing about a spectrum, and must do no harm.
     sol = solve(lambda t, y, args: jnp.cos(5 * t) + 0 * y, jnp.zeros(3), 2.0, solver, 1e-6)
@@ -257,7 +261,7 @@ def test_backwards_in_time(solver):
     np.testing.assert_allclose(sol.ys[0], exact(0.0) + np.exp(0.5) * (1 - exact(1.0)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_complex_spectrum_is_caught(solver):
     """Eigenvalues on the imaginary axis: expensive, but right."""
     w = 40.0
@@ -269,7 +273,7 @@ def test_complex_spectrum_is_caught(solver):
     np.testing.assert_allclose(sol.ys[0], [np.cos(w), -np.sin(w)], atol=3e-3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_nan_in_a_stage_rejects(solver):
     """sqrt of a negative argument once the step is too long."""
 
@@ -280,7 +284,7 @@ def test_nan_in_a_stage_rejects(solver):
     np.testing.assert_allclose(sol.ys[0], (1 - 0.9) ** 2, atol=1e-3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_nan_everywhere_is_no_success(solver):
     sol = solve(
         lambda t, y, args: y * jnp.nan, jnp.ones(2), 1.0, solver, dt0=0.1, max_steps=50,
@@ -290,7 +294,7 @@ def test_nan_everywhere_is_no_success(solver):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_gradients_are_counted(solver):
     calls = []
 
@@ -311,7 +315,7 @@ def test_gradients_are_counted(solver):
     assert 0 < int(state.radius_gradients) < int(state.gradients)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_sudden_stiffness(solver):
     """Stiffness appears a thousandfold in the middle: the alarm restarts the step."""
 
@@ -324,7 +328,7 @@ def test_sudden_stiffness(solver):
     assert int(sol.stats["num_steps"]) < 400
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 def test_rejection_hook(solver):
     term = dfx.ODETerm(lambda t, y, args: -jnp.asarray([1.0, 50.0]) * y)
     y = jnp.ones(2)
@@ -350,7 +354,7 @@ def deep_linear(scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+@EACH
 @pytest.mark.parametrize("scale,horizon", [(0.05, 15.0), (0.02, 20.0), (0.01, 25.0)])
 def test_out_of_a_saddle(solver, scale, horizon):
     loss, w = deep_linear(scale)

@@ -106,6 +106,7 @@ def test_statistics_of_a_descent_that_oscillates():
     np.testing.assert_allclose(seen.amplitude, np.sqrt(np.mean(amplitudes**2)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_they_survive_single_precision_and_leave_the_path_alone():
     model, data = tanh_network(sizes=(3, 5, 2), examples=12, dtype=np.float32)
     adam = stability.Adam(1e-2)
@@ -119,6 +120,7 @@ def test_they_survive_single_precision_and_leave_the_path_alone():
         assert not isinstance(a, jax.Array) or np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_and_a_file(tmp_path):
     members = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]) if isinstance(a, jax.Array) else a, NETWORK[0])
     seen = [observe.PreconditionedSharpness(), observe.Oscillation()]
@@ -153,6 +155,7 @@ def test_where_there_are_no_steps():
             cls(rtol=2.0)
 
 
+@pytest.mark.slow
 def test_a_comparison_records_steps_of_its_descent_alone():
     adam = stability.Adam(optax.linear_schedule(1e-2, 2e-2, 4))
     both = gflow.compare(

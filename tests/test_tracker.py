@@ -65,7 +65,7 @@ SOMEWHERE = np.random.default_rng(7).normal(size=(2, SIZE))
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("k, most", [(1, 3), (3, 7)])
+@pytest.mark.parametrize("k, most", [(1, 3), pytest.param(3, 7, marks=pytest.mark.slow)])
 def test_a_smooth_path_takes_few_products(seed, k, most):
     t = 0.005 * np.arange(RECORDS)
     points = SOMEWHERE[0] + t[:, None] * SOMEWHERE[1]

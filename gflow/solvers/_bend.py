@@ -49,21 +49,21 @@ class Bend(eqx.Module):
         return slope
 
 
-def extrapolated(h, y0: Vector, past: tuple[Vector, ...], ages: Float[Array, " past"], growth, ready) -> Bend:
-    """What `y0` and its `past` foretell of a step `h`; `ages` say how long ago they were, newest first.
+def extrapolated(h, y0: Vector, past: tuple[Vector, ...], ages: Float[Array, "3"], growth, ready) -> Bend:
+    """What `y0` and the three values of its `past` foretell of a step `h`.
 
-    `growth` is the logarithm of the growth of the steps. Unless all are known (`ready`), nothing is foretold.
+    `ages` say how long ago they were, newest first, and `growth` is the logarithm of the growth of the steps.
+    Unless all are known (`ready`), nothing is foretold.
     """
-    n = len(past)
     unit = jnp.where(ready, jnp.asarray(h, ages.dtype), 1)
     # Placeholders keep the weights finite until the memory is filled, and for a member of a batch that has
     # arrived and makes empty steps.
-    x = jnp.where(ready, -ages / unit, -jnp.arange(1.0, n + 1).astype(ages.dtype)).astype(la.real_dtype(y0))
+    x = jnp.where(ready, -ages / unit, -jnp.arange(1.0, 4.0).astype(ages.dtype)).astype(la.real_dtype(y0))
     growth = jnp.clip(jnp.expm1(growth), _STEADY, 0.9 / -x[-1]).astype(x.dtype)
     growth = jax.lax.stop_gradient(growth)
     nodes, _, _ = _stretched(growth, x)
     weights = _lagrange(nodes)
-    thirds = jnp.stack([_third(growth, c, n) @ weights for c in (0.0, 1.0)])
+    thirds = jnp.stack([_third(growth, c) @ weights for c in (0.0, 1.0)])
     weight = jnp.max(jnp.sum(jnp.abs(thirds), axis=1) + jnp.abs(jnp.sum(thirds, axis=1)))
     share = jnp.where(ready & (weight > 0), jnp.minimum(1, _MOST_WEIGHT / weight), 0)
     weights = jax.lax.stop_gradient(share) * weights
@@ -95,31 +95,14 @@ def _stretched(growth, x):
     return jnp.log1p(growth * x) / growth, slope, -growth * slope**2
 
 
-def _lagrange(nodes: Float[Array, " n"]) -> Float[Array, "n n"]:
+def _lagrange(nodes: Float[Array, "3"]) -> Float[Array, "3 3"]:
     """Row k - 1: the weights of the values at the nodes in the coefficient of s^k, given 0 at s = 0."""
-    columns = []
-    for k in range(len(nodes)):
-        coefficients, scale = [jnp.ones_like(nodes[k])], nodes[k]
-        for j in range(len(nodes)):
-            if j != k:
-                higher = [jnp.zeros_like(nodes[k]), *coefficients]
-                lower = [*coefficients, jnp.zeros_like(nodes[k])]
-                coefficients = [a - nodes[j] * b for a, b in zip(higher, lower, strict=True)]
-                scale = scale * (nodes[k] - nodes[j])
-        columns.append(jnp.stack(coefficients) / scale)
-    return jnp.stack(columns, axis=1)
+    a, b = jnp.roll(nodes, 1), jnp.roll(nodes, 2)
+    return jnp.stack([a * b, -(a + b), jnp.ones_like(a)]) / (nodes * (nodes - a) * (nodes - b))
 
 
-def _third(growth, c: float, n: int) -> Float[Array, " n"]:
-    """The third derivatives of s, s², ... at `c`."""
+def _third(growth, c: float) -> Float[Array, "3"]:
+    """The third derivatives of s, s² and s³ at `c`."""
     s, d, dd = _stretched(growth, c)
     ddd = 2 * growth**2 * d**3
-    power = lambda k, less: s ** max(k - less, 0)
-    return jnp.stack(
-        [
-            k * (k - 1) * (k - 2) * power(k, 3) * d**3
-            + 3 * k * (k - 1) * power(k, 2) * d * dd
-            + k * power(k, 1) * ddd
-            for k in range(1, n + 1)
-        ]
-    )
+    return jnp.stack([ddd, 6 * d * dd + 2 * s * ddd, 6 * d**3 + 18 * s * d * dd + 3 * s**2 * ddd])
