@@ -149,7 +149,9 @@ def test_same_steps_and_parameters_as_diffeqsolve(solver, dtype):
         strict=True,
     ):
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours, theirs[-1], rtol=0, atol=1e-12)
+        # gflow computes with one vector of all parameters: float32 rounds its sums in another order
+        atol = 1e-12 if dtype == np.float64 else 1e-6
+        np.testing.assert_allclose(ours, theirs[-1], rtol=0, atol=atol)
 
 
 def test_gradients_spent_on_the_spectral_radius_are_told():

@@ -21,9 +21,9 @@ from gflow.curvature._operators import check_dtype, hessian, on_vectors
 # one, since they span the oscillation; four with less damping a tenth less than three.
 _RECORDS = 4
 _DAMPING = 1e-3  # of the fit in parameter space; less amplifies the errors of the eigenvectors
-# A check by Lanczos iterations from a partly random vector is due when ten times its HVPs have been
-# spent since the last one, so that checks take an eleventh of all.
-_CHECK = 10
+# A check by Lanczos iterations from a partly random vector is due when 16 times its HVPs have been
+# spent since the last one, so that checks take a seventeenth of all.
+_CHECK = 16
 _CHECK_RTOL = 0.03  # what a check finds is improved afterwards
 _NEXT_RTOL = 1e-2  # of the next eigenvalue, where it is looked at
 # The next eigenvector is looked at in every record where its eigenvalue is as near as this, relatively, and
@@ -113,7 +113,7 @@ def follow(
 
     A small residual doesn't say that the eigenvalue is the largest. Hence the (k+1)-th eigenvector is
     looked at in every fourth record, and in each where its eigenvalue is within 5% of the k-th. At
-    the first record, and whenever ten times its cost has been spent since the last time, a search by
+    the first record, and whenever 16 times its cost has been spent since the last time, a search by
     Lanczos iterations from a partly random vector looks for others, as in
     [`gflow.curvature.top_eigenpairs`][].
 

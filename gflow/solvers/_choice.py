@@ -16,6 +16,7 @@ _SMALL = 500  # parameters
 _TIGHT = 1e-6
 _LARGE = 2_000_000  # parameters of which fifty copies take a gigabyte
 _DENSE = 300  # parameters whose Jacobian is cheap to form
+_KINKED = 100  # the same where kinks, and not the order of the method, decide how many steps there are
 
 
 class Choice(NamedTuple):
@@ -46,13 +47,14 @@ def choose(
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
-    [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, [`RKC2`][gflow.solvers.RKC2] beyond.
+    [`EXPRB43`][gflow.solvers.EXPRB43] up to 300 parameters, or 100 if the loss has kinks, and
+    [`RKC2`][gflow.solvers.RKC2] beyond.
 
     **Returns:** a [`Choice`][gflow.solvers.Choice]: the solver, the reason, and the `rival` or `None`.
     """
     plain = isinstance(clock, Time | None)
     if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:
-        if problem.size <= _DENSE:
+        if problem.size <= (_KINKED if has_kinks(problem.value, problem.params) else _DENSE):
             solver = EXPRB43(symmetric=symmetric and (plain or isinstance(clock, LogLoss)))
             return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")
         return Choice(RKC2(), "stabilised, because the long horizon of this clock makes it stiff")
