@@ -233,6 +233,7 @@ def test_an_explosion_under_fixed_steps_is_never_success():
     assert traj.status == "diverged" and np.all(np.isfinite(traj.loss)) and np.isfinite(traj.model.w)
 
 
+@pytest.mark.slow
 def test_max_steps_tells_stiffness_from_tolerance():
     x = np.array([[1.0, 0.0], [0.0, 300.0]])
     explicit = dict(solver=diffrax.Tsit5(), max_steps=300, throw=False, rtol=1e-3)

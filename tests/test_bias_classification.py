@@ -80,7 +80,7 @@ class Residual(eqx.Module):
         return self.v @ (x + jax.nn.relu(self.w @ x) + self.b)
 
 
-@pytest.mark.parametrize("clock", [None, gflow.clocks.LogLoss()])
+@pytest.mark.parametrize("clock", [None, pytest.param(gflow.clocks.LogLoss(), marks=pytest.mark.slow)])
 def test_a_run_with_a_refused_margin_says_why_and_runs_without_it(relu, separable, clock):
     biased = eqx.tree_at(lambda m: m.b, relu, jnp.asarray(0.0), is_leaf=lambda leaf: leaf is None)
     model = biased if clock is None else Residual(jnp.eye(3) / 2, jnp.ones(3), jnp.zeros(3))

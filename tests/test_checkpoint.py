@@ -69,19 +69,19 @@ def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypa
 
 
 def test_belongs_to_one_run(tmp_path, interrupted_at_record_five):
-    path = tmp_path / "run.npz"
-    flow(path)
+    path, observe = tmp_path / "run.npz", {"first": OBSERVE["first"]}
+    flow(path, observe=observe)
     with pytest.raises(ValueError, match="belongs to another run"):
-        flow(path, rtol=1e-4)
+        flow(path, observe=observe, rtol=1e-4)
     with pytest.raises(ValueError, match="belongs to another run"):
-        flow(path, save_at=10)
+        flow(path, observe=observe, save_at=10)
     with pytest.raises(ValueError, match="belongs to another run"):
-        descent(path)
+        gflow.descend(*tanh_network(), ADAM, 40, checkpoint=path, save_every=5, observe=observe)
     with pytest.raises(ValueError, match="belongs to another run"):
-        flow(path, observe=OBSERVE | {"first": lambda model, data: 2 * model.layers[0].weight})
+        flow(path, observe={"first": lambda model, data: 2 * model.layers[0].weight})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a file that gflow wrote, or is damaged"):
-        flow(path)
+        flow(path, observe=observe)
 
 
 def test_both_paths_of_a_comparison_end_together(interrupted_at_record_five):

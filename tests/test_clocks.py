@@ -138,7 +138,7 @@ def logistic_path(x, y, taus):
 # A hundredth of what diffrax.Tsit5 takes to the error 1e-5, 413 071, 430 189 and 1 369 411 gradients; on the
 # digits it didn't arrive, so that there is nothing to compare with.
 DATA = [
-    pytest.param(lambda: separable(0), 4130, id="gauss"),
+    pytest.param(lambda: separable(0), 4130, id="gauss", marks=pytest.mark.slow),
     pytest.param(lambda: pair(gflow.data.iris, 0, 1), 4301, id="iris"),
     pytest.param(lambda: pair(gflow.data.wine, 0, 1), 13694, id="wine", marks=pytest.mark.slow),
     pytest.param(lambda: pair(gflow.data.digits, 3, 8), np.inf, id="digits", marks=pytest.mark.slow),
@@ -502,6 +502,7 @@ def test_other_flows():
         np.testing.assert_allclose(traj.t, np.expm1(c * traj.s) / c, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weight_decay():
     # its field over L has no symmetric Jacobian
     x, decay = np.array([[1.0, 0.0], [1.0, 2.0]]), 0.05

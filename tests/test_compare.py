@@ -8,6 +8,7 @@ from systems import Linear, dense_hessian, problem_of, tanh_network
 import gflow
 
 
+@pytest.mark.slow
 def test_closed_form_on_a_quadratic():
     # L = ½(w − 1)²: flow 1 − e^{−t}, descent 1 − (1 − η)^k, sharpness 1
     model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))

@@ -189,6 +189,7 @@ def test_a_preconditioner_that_does_not_fit(network):
             curvature.preconditioned(operator, other)
 
 
+@pytest.mark.slow
 def test_eigenpairs_of_operators_made_of_operators(network):
     """The preconditioned block of the Gauss-Newton matrix that belongs to one layer."""
     problem = problem_of(network)
@@ -326,6 +327,7 @@ ODD_SPECTRA = {
 
 @pytest.mark.parametrize("eigenvalues", ODD_SPECTRA.values(), ids=ODD_SPECTRA)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_densities_and_traces_of_odd_spectra(eigenvalues, dtype, key):
     operator = symmetric_operator(with_spectrum(eigenvalues).astype(dtype))
     size = np.max(np.abs(eigenvalues)) or 1.0
@@ -350,6 +352,7 @@ def test_the_density_and_trace_of_nan(key):
         curvature.spectral_density(broken, key=key, outliers=20, steps=40)
 
 
+@pytest.mark.slow
 def test_outliers_that_have_not_converged_are_said(key):
     # largest eigenvalues next to zero, which the others dwarf
     operator = lx.TaggedLinearOperator(

@@ -76,7 +76,10 @@ def separable(seed):
     return x, np.sign(x @ teacher)
 
 
-@pytest.mark.parametrize("seed, solver", [(0, diffrax.Kvaerno5()), (0, None), (1, None), (2, None)])
+@pytest.mark.parametrize(
+    "seed, solver",
+    [pytest.param(0, diffrax.Kvaerno5(), marks=pytest.mark.slow), (0, None), (1, None), (2, None)],
+)
 def test_the_flow_of_the_log_loss_reaches_the_largest_margin(seed, solver):
     x, y = separable(seed)
     w = cp.Variable(2)

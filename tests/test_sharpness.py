@@ -100,6 +100,7 @@ def test_bad_arguments():
         gflow.curvature.top_eigenpairs(half)
 
 
+@pytest.mark.slow
 def test_as_an_observable_on_both_paths():
     network = tanh_network()
     observe = [gflow.observe.Sharpness(k=3, rtol=1e-7)]

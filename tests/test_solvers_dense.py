@@ -64,6 +64,7 @@ def test_it_has_order_four_also_where_the_field_depends_on_time():
     assert np.all(orders > 3.6) and errors[-1] < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_and_products_are_counted():
     loss, counted = counting(gflow.losses.Squared())
     network = tanh_network(sizes=(2, 3, 1))

@@ -81,6 +81,7 @@ def test_a_gradient_that_turns_nan_is_told_from_stiffness(solver):
 
 
 @EACH
+@pytest.mark.slow
 def test_an_endless_horizon_from_rest(solver):
     # nothing moves, so that neither the speed nor the horizon says how long the first step may be
     loss = lambda model, data: jnp.sum(model["w"] ** 2)

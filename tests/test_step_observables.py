@@ -39,6 +39,7 @@ def by_hand(optimizer, second_moment, steps):
     "optimizer, second_moment",
     [(stability.Adam(3e-2, 0.9, 0.99), 0.99), (stability.RMSProp(1e-2, 0.9, 1e-6), 0.9)],
 )
+@pytest.mark.slow
 def test_against_dense_matrices(optimizer, second_moment):
     # an eigenvector is known to the square root of what its eigenvalue is
     seen = [observe.PreconditionedSharpness(rtol=1e-9), observe.Oscillation(rtol=1e-12)]

@@ -108,6 +108,7 @@ def test_another_eigenvalue_overtakes_from_an_orthogonal_direction(seed):
     assert error[-50:].max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_repeated_eigenvalues_and_a_zero_hessian():
     rows = np.tile(np.append(np.linspace(-1, 2, SIZE - 3), [5.0, 5.0, 5.0]), (RECORDS, 1))
     for k in (1, 3):
