@@ -365,9 +365,8 @@ class FlowPath(AbstractPath):
         found = []
         atol = getattr(self.controller, "atol", None)
         if atol is not None:
-            start = np.concatenate([np.ravel(p) for p in jtu.tree_leaves(self.problem.params)])
-            largest = np.max(np.abs(start), initial=np.finfo(start.dtype).tiny)
-            scale = float(largest * np.sqrt(np.mean((start / largest) ** 2)))
+            leaves = [np.ravel(p).astype(np.float64) for p in jtu.tree_leaves(self.problem.params)]
+            scale = float(np.linalg.norm(np.concatenate(leaves)) / np.sqrt(self.problem.size))
             if 0 < scale < 10 * float(atol):
                 found.append(
                     f"atol = {float(atol):.1e} is not far below the scale {scale:.1e} of the start, "

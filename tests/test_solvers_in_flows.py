@@ -1,5 +1,7 @@
 """The solvers made for gradient flow, inside `gflow.integrate`."""
 
+import inspect
+
 import diffrax
 import equinox as eqx
 import jax
@@ -249,3 +251,11 @@ def test_small_parameters_are_resolved_relative_to_themselves(solver):
     kwargs = dict(loss=loss, solver=solver, rtol=1e-4, atol=1e-12, save_at=2)
     traj = gflow.integrate({"w": jnp.full(4, 1e-6)}, None, horizon, **kwargs)
     np.testing.assert_allclose(traj.model["w"] ** 2, exact, rtol=1e-2)
+
+
+def test_a_choice_is_made_for_a_problem():
+    model, _ = tanh_network()
+    with pytest.raises(ValueError, match="must be a gflow.Problem, but is a MLP; gflow.Problem"):
+        inspect.unwrap(gflow.solvers.choose)(
+            model, 1e-4, symmetric=True
+        )  # the tests' own check of types comes first

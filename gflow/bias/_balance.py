@@ -13,6 +13,8 @@ def balancedness(matrices: Sequence[Float[Array, "_ _"]]) -> list[Float[Array, "
 
     **Arguments:** `matrices` are W_1, …, W_k, at least two.
 
+    **Raises:** `ValueError` for fewer than two.
+
     ??? cite "Reference"
 
         S. S. Du, W. Hu and J. D. Lee. Algorithmic Regularization in Learning Deep Homogeneous Models: Layers

@@ -27,6 +27,8 @@ class Hypentropy(eqx.Module):
 
     **Arguments:** `alpha` is α > 0, the initial weight.
 
+    **Raises:** `ValueError` for any other α.
+
     ??? cite "References"
 
         B. Woodworth et al. Kernel and Rich Regimes in Overparametrized Models. COLT 2020.
@@ -60,6 +62,8 @@ class DeepHypentropy(eqx.Module):
     regression is argmin Q(w) subject to Xw = y.
 
     **Arguments:** `alpha` is α > 0, the initial weight, and `depth` is D ≥ 3.
+
+    **Raises:** `ValueError` for any others.
 
     ??? cite "Reference"
 

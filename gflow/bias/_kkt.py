@@ -72,6 +72,8 @@ def reconstruction_residual(
     data can be looked for by minimising it over x. For one logit and labels ±1. The non-negative least
     squares problem is solved by `optax.nnls`, with columns of unit length.
 
+    **Raises:** `ValueError` for a model of several logits, and for labels that aren't ±1.
+
     ??? cite "Reference"
 
         N. Haim, G. Vardi, G. Yehudai, O. Shamir and M. Irani. Reconstructing Training Data from Trained

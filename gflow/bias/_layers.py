@@ -13,6 +13,8 @@ def layer_alignment(matrices: Sequence[Float[Array, "_ _"]]) -> Float[Array, " p
 
     **Arguments:** `matrices` are W_1, …, W_k, at least two.
 
+    **Raises:** `ValueError` for fewer than two.
+
     ??? cite "Reference"
 
         Z. Ji and M. Telgarsky. Gradient descent aligns the layers of deep linear networks. ICLR 2019.

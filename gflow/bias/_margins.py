@@ -32,6 +32,8 @@ def duals(model: Callable, data: Data) -> Float[Array, "n ..."]:
     With the exponential loss −∇ log L = Σ pᵢ ∇qᵢ. As the loss vanishes the weights gather on the support
     vectors and become the multipliers of the maximum-margin problem. Shape (n,) for one logit; (n, K) for K,
     one weight for each wrong class and 0 at the right one.
+
+    **Raises:** `ValueError` for labels that aren't ±1 (one logit) or no classes (several).
     """
     q = pairwise(model, data)
     return jax.nn.softmax(-q.ravel()).reshape(q.shape)

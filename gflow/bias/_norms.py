@@ -9,6 +9,8 @@ def lp_norm(w: Inexact[Array, "..."], order: float | int) -> Float[Array, ""]:
 
     Weight decay on a diagonal network of depth k is a penalty of its predictor with p = 2/k:
     min ½ Σⱼ ‖uⱼ‖² over u₁ ⊙ ⋯ ⊙ u_k = w is (k/2) Σᵢ |wᵢ|^{2/k}.
+
+    **Raises:** `ValueError` unless p is positive.
     """
     if not order > 0:
         raise ValueError(f"order must be positive, but {order!r} came; 1 and 2 are the usual norms.")

@@ -16,6 +16,8 @@ def orthogonal_matching_pursuit(
     At each step it takes the column of x of largest |⟨xⱼ, residual⟩| / ‖xⱼ‖, and then fits y by least squares
     on all columns taken so far. It ends early if nothing is left to fit.
 
+    **Raises:** `ValueError` for more coordinates than there are examples or features, or none.
+
     ??? cite "Reference"
 
         Y. C. Pati, R. Rezaiifar and P. S. Krishnaprasad. Orthogonal matching pursuit: recursive function

@@ -51,7 +51,14 @@ def choose(
     [`RKC2`][gflow.solvers.RKC2] beyond.
 
     **Returns:** a [`Choice`][gflow.solvers.Choice]: the solver, the reason, and the `rival` or `None`.
+
+    **Raises:** `ValueError` if `problem` is none.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"problem must be a gflow.Problem, but is a {type(problem).__name__}; gflow.Problem(model, data, "
+            "loss) makes one."
+        )
     plain = isinstance(clock, Time | None)
     if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:
         if problem.size <= (_KINKED if has_kinks(problem.value, problem.params) else _DENSE):
