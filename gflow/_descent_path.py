@@ -119,7 +119,7 @@ class DescentPath(AbstractPath):
             first = step % (self.problem.examples // self.minibatch) == 0
             order = jax.lax.cond(first, lambda: self._shuffle(step), lambda: now.order)
         loss, gradient = self._batch(step, order).value_and_gradient(params)
-        finite = jnp.isfinite(loss) & _tree.all_finite(gradient) & _tree.all_finite(params)
+        finite = jnp.isfinite(loss) & _tree.all_finite(gradient, params)
         code = jnp.where(finite, RUNNING, NONFINITE)
         watched, watch_hvps = now.watched, now.watch_hvps
         if self.watch:

@@ -155,7 +155,7 @@ class FlowPath(AbstractPath):
             self.solver, term, now.t, now.t_next, now.params, now.solver_state, _or_false(now.made_jump)
         )
         # the estimate as well, because a solver may refuse a step by it and leave the parameters finite
-        finite = _tree.all_finite((params, error))
+        finite = _tree.all_finite(params) if error is None else _tree.all_finite(params, error)
         safe = _tree.where(finite, params, now.params)
         error = jtu.tree_map(lambda e: jnp.where(finite & jnp.isfinite(e), e, jnp.inf), error)
         order = self.solver.error_order(term)

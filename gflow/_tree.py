@@ -1,5 +1,6 @@
 """Vector algebra on PyTrees of arrays: the few operations that the rest of gflow needs."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -65,11 +66,10 @@ def noise(seed: int | Array, shape: tuple[int, ...], dtype: Any) -> Shaped[Array
     return (bits.astype(jnp.float32) / jnp.float32(2**23) - 1).reshape(shape).astype(dtype)
 
 
-def all_finite(a: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether no entry of any leaf is NaN or infinite."""
-    return jtu.tree_reduce(
-        jnp.logical_and, jtu.tree_map(lambda x: jnp.all(jnp.isfinite(x)), a), jnp.array(True)
-    )
+def all_finite(*trees: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether no entry of any leaf is NaN or infinite; of several trees of one form in one pass."""
+    finite = jtu.tree_map(lambda *x: jnp.all(functools.reduce(jnp.logical_and, map(jnp.isfinite, x))), *trees)
+    return jtu.tree_reduce(jnp.logical_and, finite, jnp.array(True))
 
 
 def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
