@@ -164,6 +164,7 @@ def test_logistic_regression_far_beyond_plain_time(data, most):
     assert np.ptp(law) < 0.02 * law[-1]
 
 
+@pytest.mark.slow
 def test_the_path_is_that_of_balls():
     # w(t)/|w(t)| tracks the minimum of L in the ball of radius |w(t)| (Ji and Telgarsky)
     x, y = separable(0)
@@ -328,6 +329,7 @@ def test_stops_and_records_of_one_exponential_example():
         np.testing.assert_allclose(traj.gradient_norm, np.exp(-traj.s), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_arclength():
     # L = w²/2 from 1: w = 1 - s and t = -log(1 - s)
     loss = lambda model, _: model["w"] ** 2 / 2

@@ -62,6 +62,7 @@ def test_another_optimiser_has_no_threshold_here():
     assert len(both.distance) == 21 and both.distance[-1] > 0.01
 
 
+@pytest.mark.slow
 def test_records_of_both_paths_and_sharpness():
     network = tanh_network()
     both = gflow.compare(

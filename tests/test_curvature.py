@@ -344,6 +344,7 @@ def test_densities_and_traces_of_odd_spectra(eigenvalues, dtype, key):
     np.testing.assert_allclose(found.value, np.sum(eigenvalues), rtol=5e-3, atol=1e-4 * size)
 
 
+@pytest.mark.slow
 def test_the_density_and_trace_of_nan(key):
     broken = symmetric_operator(np.full((300, 300), np.nan, np.float32))
     with pytest.raises(ValueError, match="gave NaN or infinity"):

@@ -8,7 +8,7 @@ from systems import Linear, dense_hessian, problem_of, tanh_network
 import gflow
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_agrees_with_the_dense_hessian_on_twenty_networks(late):
     indefinite = 0
     for seed in range(20):

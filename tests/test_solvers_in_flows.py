@@ -130,6 +130,7 @@ def run_crowded(loss=crowded, **options):
     return gflow.integrate(CROWDED, None, 60.0, **kwargs)
 
 
+@pytest.mark.slow
 def test_the_solver_changes_where_krylov_spaces_do_not_pay():
     loss, counted = counting(crowded)
     traj = run_crowded(loss)
@@ -164,6 +165,7 @@ def test_a_stop_after_the_solver_has_changed_and_too_few_steps():
     assert short.status == "max_steps" and short.stats["steps"] == stopped.stats["steps"] - 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkeypatch):
     record = Run._record
 
@@ -183,6 +185,7 @@ def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkey
         assert resumed.stats[name] == whole.stats[name]
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver(tmp_path, monkeypatch):
     def interrupting(path, state, step):
         raise KeyboardInterrupt
@@ -196,6 +199,7 @@ def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver
     assert np.array_equal(resumed.model["w"], whole.model["w"])
 
 
+@pytest.mark.slow
 def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     problem = gflow.Problem(CROWDED, None, crowded)
     runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-4) for _ in range(2)]

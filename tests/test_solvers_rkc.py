@@ -229,6 +229,7 @@ def test_derivatives(solver, mode):
 
 
 @EACH
+@pytest.mark.slow
 def test_float32(solver):
     lam = jnp.logspace(-1, 3, 30, dtype=jnp.float32)
     with jax.numpy_dtype_promotion("strict"):
