@@ -26,6 +26,8 @@ def wall(case: Stiff, rows: Rows) -> dict[str, Any]:
     ours, error = _chosen(rows, DEFAULT)
     found = {}
     for rival in (*EXPLICIT, RK4, *([TORCH] if torchdiffeq else [])):
+        if not of(rows, rival):  # left out of the race
+            continue
         theirs, other = _chosen(rows, rival)
         pair = _run(case, DEFAULT, ours), _run(case, rival, theirs)
         for run in pair:
