@@ -238,7 +238,9 @@ class Run:
         if self._record(here, self.time(here)):
             yield self._last
         else:
-            self._last = self.path.record(self._state, np.asarray(here))[0]  # finite, even if the loss is not
+            # finite, even if the loss is not
+            self._last, _, gradients = self.path.record(self._state, np.asarray(here))
+            self._gradients += gradients
 
     def stopped_at(self, here: float | int, which: int) -> str:
         """The reason of a run that the stop condition number `which` ended."""

@@ -45,7 +45,7 @@ def interrupted_at_record_five(monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("run", [flow, pytest.param(stiff_flow, marks=pytest.mark.slow), descent])
+@pytest.mark.parametrize("run", [flow, stiff_flow, descent])
 @pytest.mark.slow
 def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypatch):
     path = tmp_path / "run.npz"

@@ -326,7 +326,7 @@ ODD_SPECTRA = {
 
 
 @pytest.mark.parametrize("eigenvalues", ODD_SPECTRA.values(), ids=ODD_SPECTRA)
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.slow
 def test_densities_and_traces_of_odd_spectra(eigenvalues, dtype, key):
     operator = symmetric_operator(with_spectrum(eigenvalues).astype(dtype))

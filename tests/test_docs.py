@@ -15,11 +15,8 @@ CODE = {
 }
 
 
-PAGES = [pytest.param(page, id=page.name) for page, code in CODE.items() if code]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page, code in CODE.items() if code], ids=lambda page: page.name)
 def test_the_code_of_the_page_runs(page, tmp_path):
     # A process of its own: the guides are for JAX as it comes, in float32.
     environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}

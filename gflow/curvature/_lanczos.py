@@ -143,7 +143,8 @@ def lanczos(
         raise ValueError(f"basis must be at least 2 k + 2 = {2 * k + 2}, but {basis} came; leave it out.")
     rtol, tiny = jnp.asarray(rtol, dtype), jnp.finfo(dtype).tiny
     rounding = _ROUNDING * jnp.finfo(dtype).eps
-    index, first = jnp.arange(m), jnp.asarray(seed).astype(jnp.uint32) + jnp.uint32(1)
+    index = jnp.arange(m)
+    seed = jnp.asarray(seed).astype(jnp.uint32) + jnp.uint32(1)  # because `warm_start` has taken the first
 
     def step(s: _State) -> _State:
         w = matvec(s.basis[s.n])
@@ -227,7 +228,7 @@ def lanczos(
         ritz = s.ritz[:, s.columns]
         kept = index < s.keep
         rows = jnp.where(kept[:, None], ritz.T @ s.basis[:m], 0)
-        fresh = _tree.noise(first + s.blocks.astype(first.dtype), (size,), dtype)
+        fresh = _tree.noise(seed + s.blocks.astype(jnp.uint32), (size,), dtype)
         fresh, _ = orthogonalise(fresh / _tree.norm(fresh), rows)
         fresh = jnp.where(s.lock, fresh / _tree.norm(fresh), s.basis[s.n])
         lost = jnp.where(kept | (index >= s.n), 1, jnp.maximum(s.level - s.values, tiny))

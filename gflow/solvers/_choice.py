@@ -52,7 +52,7 @@ def choose(
 
     **Returns:** a [`Choice`][gflow.solvers.Choice]: the solver, the reason, and the `rival` or `None`.
 
-    **Raises:** `ValueError` if `problem` is none.
+    **Raises:** `ValueError` unless `problem` is a [`gflow.Problem`][].
     """
     if not isinstance(problem, Problem):
         raise ValueError(
@@ -61,7 +61,8 @@ def choose(
         )
     plain = isinstance(clock, Time | None)
     if (not plain or isinstance(problem.loss, Log)) and problem.dtype.itemsize >= 4:
-        if problem.size <= (_KINKED if has_kinks(problem.value, problem.params) else _DENSE):
+        kinked = _KINKED < problem.size <= _DENSE and has_kinks(problem.value, problem.params)
+        if problem.size <= _DENSE and not kinked:
             solver = EXPRB43(symmetric=symmetric and (plain or isinstance(clock, LogLoss)))
             return Choice(solver, "exponential, because a long horizon is stiff, and the Jacobian is small")
         return Choice(RKC2(), "stabilised, because the long horizon of this clock makes it stiff")
