@@ -58,7 +58,7 @@ def stored(name: str, output: str | os.PathLike = RESULTS) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Machine, versions, settings, date and command."""
     return {
-        "command": shlex.join(["python", _script(), *sys.argv[1:]]),
+        "command": _command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu(),
@@ -150,6 +150,15 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _command() -> str:
+    """What was called, but for where its results go, which is a matter of the machine."""
+    options = list(sys.argv[1:])
+    if "--output" in options:
+        at = options.index("--output")
+        del options[at : at + 2]
+    return shlex.join(["python", _script(), *options])
 
 
 def _script() -> str:

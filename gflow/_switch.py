@@ -132,7 +132,8 @@ def _entered(path: FlowPath, state: FlowState, step: float) -> FlowState:
     else:
         assert isinstance(solver, RKC3)
         value, weights = _radius(state)
-        direction = jtu.tree_map(lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1), before.first)
+        along = lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1, precision="highest")
+        direction = jtu.tree_map(along, before.first)
         after = solver.begun(state.t, state.params, before.f0, before.gradients, value, direction)
     # the controller knows no error of this method
     fresh = jtu.tree_map(jnp.zeros_like, state.controller_state)

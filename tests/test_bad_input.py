@@ -205,7 +205,7 @@ def test_gradient_that_turns_nan_ends_within_a_few_steps(options):
         gflow.integrate(start(1), None, 5.0, loss=loss, save_at=51, **options)
     traj = caught.value.trajectory
     assert traj.status == "nonfinite" and "t = 0." in traj.reason and not traj.ok
-    assert 0.55 < traj.t[-1] <= 0.7 and traj.stats["steps"] < 200
+    assert 0.55 < traj.t[-1] <= 0.7 + 1e-12 and traj.stats["steps"] < 200
     np.testing.assert_allclose(traj.loss, 1 - traj.t, rtol=1e-6)
     np.testing.assert_allclose(traj.model.w, 1 - traj.t[-1], rtol=1e-6)
 

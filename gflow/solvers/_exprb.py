@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int
 
+from gflow import _tree
+
 from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
-from ._phi import leading, matrix_phi
+from ._phi import matrix_phi
 
 # Basis vectors that a rejected step hands on.
 _KEPT = 8
@@ -75,9 +77,10 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
         rest = la.sub(rest, _apply(vectors, again))
         return jnp.zeros((most,), a.dtype).at[:n].set(a + again), rest
 
-    return leading(block, most, size)
+    return la.leading(block, most, size)
 
 
+@la.full_precision
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
     vf, t0, span, h, y0, args, f0, rtol, atol, known, known_small, kept = operands
     dtype = la.real_dtype(y0)
@@ -357,7 +360,7 @@ class EXPRB32(AbstractFlowSolver):
         All but the last, whose product with the Jacobian the next attempt makes again.
         """
         kept = jnp.clip(attempted.basis_size - 1, 0, attempted.small.shape[0] - 1)
-        kept = jnp.where(la.all_finite((attempted.first, attempted.small)), kept, 0)
+        kept = jnp.where(_tree.all_finite((attempted.first, attempted.small)), kept, 0)
         return eqx.tree_at(lambda s: (s.f0, s.kept), attempted, (before.f0, kept.astype(before.kept.dtype)))
 
     def func(self, terms, t0, y0, args):

@@ -1,17 +1,38 @@
 """Vector algebra on PyTrees of arrays, as the solvers of this folder need it."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from gflow import _tree
 
 Vector = PyTree[Any]
 Scalar = Float[Array, ""]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def full_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` with matrix products in the precision of their dtype, where a GPU would take TF32."""
+
+    @functools.wraps(function)
+    def precise(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return precise
+
+
+def leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
+    """`function(n)` with an `n` of at least `size`, but not much larger."""
+    sizes = [n for n in (8, 16) if n < most] + [most]
+    branches = [functools.partial(function, n) for n in sizes]
+    return jax.lax.switch(jnp.sum(size > jnp.asarray(sizes[:-1])), branches)
 
 
 def real_dtype(y: Vector):
@@ -54,11 +75,6 @@ def norm(x: Vector) -> Scalar:
 def field(vf: Callable, t, y: Vector, args) -> Vector:
     """`vf(t, y, args)` in the dtypes of `y`."""
     return jtu.tree_map(lambda f, yi: jnp.asarray(f, yi.dtype), vf(t, y, args), y)
-
-
-def all_finite(x: PyTree) -> Array:
-    leaves = [jnp.all(jnp.isfinite(a)) for a in jtu.tree_leaves(x)]
-    return jnp.all(jnp.stack([jnp.asarray(True), *leaves]))
 
 
 def stop_gradient(x: PyTree) -> PyTree:

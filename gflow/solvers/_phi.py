@@ -3,14 +3,13 @@
 `phi_0 = exp`, `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`, `phi_k(0) = 1/k!`.
 """
 
-import functools
-from collections.abc import Callable
 from math import factorial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from . import _linalg as la
 
 
 def phi(z, most: int):
@@ -34,14 +33,8 @@ def phi(z, most: int):
     return jnp.stack([jnp.where(small, d, u) for d, u in zip(down, up, strict=True)])
 
 
-def leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
-    """`function(n)` with an `n` of at least `size`, but not much larger."""
-    sizes = [n for n in (8, 16) if n < most] + [most]
-    branches = [functools.partial(function, n) for n in sizes]
-    return jax.lax.switch(jnp.sum(size > jnp.asarray(sizes[:-1])), branches)
-
-
 @jax.custom_jvp
+@la.full_precision
 def matrix_phi(a: Float[Array, "m m"], size: Int[Array, ""] | None = None) -> Float[Array, "4 m m"]:
     """`phi_1(A) ... phi_4(A)` of a symmetric matrix, or of its leading block of a `size`, stacked in front.
 
@@ -62,10 +55,11 @@ def _spectrum(a, size):
         values, vectors = jnp.linalg.eigh(a[:n, :n])
         return jnp.pad(values, (0, most - n)), jnp.pad(vectors, (0, most - n))
 
-    return leading(of_block, most, size)
+    return la.leading(of_block, most, size)
 
 
 @matrix_phi.defjvp
+@la.full_precision
 def _matrix_phi_jvp(primals, tangents):
     (a, size), (da, _) = primals, tangents
     values, vectors = _spectrum(a, size)
@@ -85,6 +79,7 @@ def _matrix_phi_jvp(primals, tangents):
     return primal, jnp.stack(out)
 
 
+@la.full_precision
 def general_phi(a):
     """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
 
