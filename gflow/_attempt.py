@@ -17,10 +17,12 @@ from gflow import _tree
 def attempt(solver, term, t, t_next, params, solver_state, made_jump):
     """`solver.step`, numbers as arrays. Under `vmap` explicit Runge-Kutta methods step all members at once.
 
-    They store their stages along a leading axis. `vmap` would put the members before that, and every stage
-    would copy all stages into another order, for two thirds of the time of the whole step.
+    Those methods store their stages along a leading axis. `vmap` would put the members before that, and every
+    stage would copy all stages into another order, for two thirds of the time of the whole step.
+
+    A `made_jump` of `None` says at compile time that there is none.
     """
-    everything = solver, term, t, t_next, params, solver_state, made_jump
+    everything = solver, term, t, t_next, params, solver_state, False if made_jump is None else made_jump
     arguments, static = eqx.partition(everything, eqx.is_array)
 
     def step(arguments):
@@ -58,6 +60,22 @@ def _step_together(size, solver, term, t, t_next, params, solver_state, made_jum
         solver_state = for_all(solver_state[0]), solver_state[1]
     dense = dense | {"k": jtu.tree_map(lambda stages: jnp.moveaxis(stages, 1, 0), dense["k"])}
     return _tree.as_arrays((params, error, dense, solver_state, for_all(result)))
+
+
+def gradients(solver: diffrax.AbstractSolver) -> tuple[int | None, int]:
+    """Gradients that one attempted step takes, and those before the first one."""
+    if isinstance(solver, diffrax.HalfSolver):
+        per_step, at_start = gradients(solver.solver)
+        return (None if per_step is None else 3 * per_step), at_start
+    if isinstance(solver, diffrax.AbstractERK):
+        tableau = solver.tableau
+        assert isinstance(tableau, diffrax.ButcherTableau)  # of one term
+        return (tableau.num_stages - 1, 1) if tableau.fsal else (tableau.num_stages, 0)
+    if isinstance(solver, (diffrax.Euler, diffrax.LeapfrogMidpoint)):
+        return 1, 0
+    if isinstance(solver, diffrax.ReversibleHeun):
+        return 1, 1
+    return None, 0
 
 
 class _OfMembers(diffrax.AbstractTerm):

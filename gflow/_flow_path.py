@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
-from gflow._attempt import attempt
+from gflow._attempt import attempt, gradients
 from gflow._path import (
     ASTRAY,
     NONFINITE,
@@ -100,7 +100,7 @@ class FlowPath(AbstractPath):
         solver_state = _tree.as_arrays(solver_state)
         made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
-            attempt, solver, term, zero, t_next, params, solver_state, _or_false(made_jump)
+            attempt, solver, term, zero, t_next, params, solver_state, made_jump
         )
         sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
@@ -146,13 +146,13 @@ class FlowPath(AbstractPath):
     def _term(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(_OfVector(self.clock.term(self.flow, self.problem), self.problem.params))
 
-    def _tree(self, params: Float[Array, " P"]) -> PyTree[Array]:
-        return ravel_pytree(self.problem.params)[1](params)
+    def _parameters(self, vector: Float[Array, " P"]) -> PyTree[Array]:
+        return _tree.like(self.problem.params, vector)
 
     def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
         """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
         params, error, dense, solver_state, solver_result = attempt(
-            self.solver, term, now.t, now.t_next, now.params, now.solver_state, _or_false(now.made_jump)
+            self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )
         # the estimate as well, because a solver may refuse a step by it and leave the parameters finite
         finite = _tree.all_finite(params) if error is None else _tree.all_finite(params, error)
@@ -161,7 +161,7 @@ class FlowPath(AbstractPath):
         order = self.solver.error_order(term)
         mark, compared = now.mark, (now.params, safe, error)
         if now.mark is not None:
-            mark = self._mark(now.mark, now.t_next - now.t, self._tree(safe))
+            mark = self._mark(now.mark, now.t_next - now.t, self._parameters(safe))
             if error is not None:  # log t is kept as accurate as the parameters
                 one = jnp.ones_like(mark.error)
                 wrong = jnp.where(jnp.isfinite(mark.error), jnp.abs(mark.error), jnp.inf)
@@ -277,7 +277,7 @@ class FlowPath(AbstractPath):
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
         log_t = None if state.mark is None else state.mark.log_t
         vector, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
-        params = self._tree(vector)
+        params = self._parameters(vector)
         if log_t is not None:
             return params, self._known(params, log_t)
         loss, gradient = self.problem.value_and_gradient(params)
@@ -294,7 +294,7 @@ class FlowPath(AbstractPath):
 
     def _margins(self, state: FlowState, params: Float[Array, " P"], log_t: Array | None):
         """Of the stop conditions at a place on the step that follows `state` or led to it."""
-        tree = self._tree(params)
+        tree = self._parameters(params)
         return self.watch.margins(self.problem, tree, state.sides, state.watched, self._known(tree, log_t))
 
     def _mark(self, before: Mark, step: Array, params: PyTree[Array]) -> Mark:
@@ -430,7 +430,7 @@ class FlowPath(AbstractPath):
 
     @eqx.filter_jit
     def _is_over(self, state: FlowState) -> Array:
-        return self.clock.is_over(self.flow, self.problem, self._tree(state.params))
+        return self.clock.is_over(self.flow, self.problem, self._parameters(state.params))
 
     def _limit(self, state: FlowState, h: float) -> str:
         """What keeps the steps short, from the step size times the sharpness."""
@@ -446,7 +446,7 @@ class FlowPath(AbstractPath):
             return f"{self.problem.dtype} resolves too little to tell why; use float32 or float64"
         # Compiled, it doesn't warn: an eigenvalue that has not converged will do.
         find = eqx.filter_jit(curvature.top_eigenpairs)
-        top = find(self.problem, params=self._tree(state.params), rtol=1e-2, max_hvps=100).values[0]
+        top = find(self.problem, params=self._parameters(state.params), rtol=1e-2, max_hvps=100).values[0]
         product = taken * float(top)
         where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
         if product > 0.7:
@@ -460,7 +460,7 @@ class FlowPath(AbstractPath):
     def stats(self, state):
         """Attempted steps, and gradients as far as the solver's stages tell them."""
         steps, rejected = int(state.steps), int(state.rejected)
-        per_step, at_start = _gradients(self.solver)
+        per_step, at_start = gradients(self.solver)
         if isinstance(self.solver, AbstractFlowSolver):
             per_step, at_start = 0, int(state.solver_state.gradients)
         if isinstance(self.controller, Predictive) and self.dt0 is None:
@@ -479,10 +479,6 @@ class FlowPath(AbstractPath):
         }
 
 
-def _or_false(made_jump: Array | None) -> Array | bool:
-    return False if made_jump is None else made_jump
-
-
 class _OfVector(eqx.Module):
     """The field of a term for parameters that are PyTrees `like` a given one, as one of vectors."""
 
@@ -490,20 +486,4 @@ class _OfVector(eqx.Module):
     like: PyTree[Array]
 
     def __call__(self, t, vector, args):
-        return ravel_pytree(self.term.vf(t, ravel_pytree(self.like)[1](vector), args))[0]
-
-
-def _gradients(solver: diffrax.AbstractSolver) -> tuple[int | None, int]:
-    """Gradients that one attempted step takes, and those before the first one."""
-    if isinstance(solver, diffrax.HalfSolver):
-        per_step, at_start = _gradients(solver.solver)
-        return (None if per_step is None else 3 * per_step), at_start
-    if isinstance(solver, diffrax.AbstractERK):
-        tableau = solver.tableau
-        assert isinstance(tableau, diffrax.ButcherTableau)  # of one term
-        return (tableau.num_stages - 1, 1) if tableau.fsal else (tableau.num_stages, 0)
-    if isinstance(solver, (diffrax.Euler, diffrax.LeapfrogMidpoint)):
-        return 1, 0
-    if isinstance(solver, diffrax.ReversibleHeun):
-        return 1, 1
-    return None, 0
+        return ravel_pytree(self.term.vf(t, _tree.like(self.like, vector), args))[0]

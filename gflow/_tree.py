@@ -10,7 +10,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, PyTree, Shaped
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 
 def partition(tree: PyTree, trainable: PyTree | Callable[[Any], bool] | None) -> tuple[PyTree, PyTree]:
@@ -70,6 +71,11 @@ def all_finite(*trees: PyTree[Array]) -> Bool[Array, ""]:
     """Whether no entry of any leaf is NaN or infinite; of several trees of one form in one pass."""
     finite = jtu.tree_map(lambda *x: jnp.all(functools.reduce(jnp.logical_and, map(jnp.isfinite, x))), *trees)
     return jtu.tree_reduce(jnp.logical_and, finite, jnp.array(True))
+
+
+def like(tree: PyTree[Array], vector: Float[Array, " P"]) -> PyTree[Array]:
+    """A vector of all entries as a PyTree such as `tree`."""
+    return ravel_pytree(tree)[1](vector)
 
 
 def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
