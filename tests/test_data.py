@@ -1,5 +1,6 @@
 """Shapes, counts and means are those that the sources publish, not those that the code returned."""
 
+import functools
 import sys
 
 import jax
@@ -17,6 +18,11 @@ EXPECTED = {  # name: (features, examples of each class, smallest and largest va
 }
 
 
+@functools.cache  # MNIST takes seconds
+def load(name):
+    return getattr(data, name)()
+
+
 def test_every_data_set_is_checked_here():
     assert sorted(EXPECTED) == sorted(data.__all__)
 
@@ -24,7 +30,7 @@ def test_every_data_set_is_checked_here():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_shapes_counts_and_ranges(name):
     features, counts, (low, high) = EXPECTED[name]
-    x, y = getattr(data, name)()
+    x, y = load(name)
     assert x.shape == (sum(counts), features) and y.shape == (sum(counts),)
     assert x.dtype == jnp.float64 and y.dtype == jnp.int32
     np.testing.assert_array_equal(np.bincount(y), counts)
@@ -33,13 +39,13 @@ def test_shapes_counts_and_ranges(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_order_never_changes(name):
-    for first, second in zip(getattr(data, name)(), getattr(data, name)(), strict=True):
+    for first, second in zip(load(name), getattr(data, name)(), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "iris", "wine"])
 def test_sorted_by_class_where_said_so(name):
-    _, y = getattr(data, name)()
+    _, y = load(name)
     assert (jnp.diff(y) >= 0).all()
 
 
@@ -56,7 +62,7 @@ def test_published_means():
 
 @pytest.mark.parametrize("name, side", [("digits", 8), ("mnist5k", 28)])
 def test_pictures_are_upright_and_row_major(name, side):
-    x, y = getattr(data, name)()
+    x, y = load(name)
     pictures = x.reshape(-1, side, side)
     half = side // 2
     hole = pictures[:, half - 1 : half + 1, half - 1 : half + 1]

@@ -22,7 +22,6 @@ def network(seed: int, width: int) -> gflow.models.TwoLayer:
 
 def run(quick: bool) -> Entry:
     """Cosines of the weights within each sign of the second layer, and the signs of the function."""
-    del quick
     flows, cosines, wrong = [], [], []
     for seed in SEEDS:
         model = network(seed, 20)
@@ -33,6 +32,7 @@ def run(quick: bool) -> Entry:
             teacher(seed, 40, 10, gap=1.0),
             100,
             np.linspace(0, 500, 1001),
+            step=4e-3 if quick else 1e-3,
             trainable=first,
             observe=observe,
         )

@@ -19,7 +19,7 @@ def run(quick: bool) -> Entry:
     for width in (100,) if quick else (20, 100):
         for seed in SEEDS:
             model = gflow.models.TwoLayer.balanced(2, width, width**-0.5, key=jax.random.key(seed))
-            flow = follow_relu(model, (x, y), 200, np.zeros(1))
+            flow = follow_relu(model, (x, y), 200, np.zeros(1), rtol=1e-4 if quick else 1e-6)
             runs[width, seed] = flow.model, int(bias.linear_regions(flow.model, LINE, 0.05)) - 1
 
     def draw(figure):

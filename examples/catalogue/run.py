@@ -4,15 +4,19 @@ Each entry is a script of its own beside this one, with a claim, checks and a pi
 the results are written as JSON, one file an entry, the pictures as PNG, and the gallery of the documentation
 is made from all JSON files found. The exit status is 1 if a check fails.
 
-    python examples/catalogue/run.py [--quick] [--only A1 B14] [--output docs]
+    python examples/catalogue/run.py [--quick] [--only A1 B14] [--processes 2] [--output docs]
 """
 
 import argparse
+import contextlib
+import functools
 import importlib
 import json
+import multiprocessing
 import re
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -88,26 +92,39 @@ def _order(name: str) -> tuple[str, int, str]:
     return found[1], int(found[2]), found[3]
 
 
+def perform(name: str, quick: bool, output: Path) -> tuple[str, bool]:
+    """Runs and writes one entry; what to print of it, and whether its checks pass."""
+    jax.config.update("jax_enable_x64", True)
+    began = perf_counter()
+    entry = run(name, quick)
+    seconds = perf_counter() - began
+    write(name, entry, seconds, quick, output)
+    shown = [(name, c.what, c.found, c.expected, c.passes) for c in entry.checks]
+    head = f"\n{name} ({seconds:.1f} s): {entry.claim} {entry.source}\n"
+    return head + _report.table(_HEADER, shown), entry.passes
+
+
 def main() -> int:
     """Runs entries, prints the table, writes JSON, pictures and the gallery; 1 if a check fails."""
     parser = argparse.ArgumentParser(description="Results of the literature, checked.")
-    parser.add_argument("--quick", action="store_true", help="smaller: about 15 seconds an entry at most")
+    parser.add_argument("--quick", action="store_true", help="smaller: a minute an entry at most")
     parser.add_argument("--only", nargs="+", choices=names(), metavar="NAME", help="these entries alone")
+    parser.add_argument("--processes", type=int, default=1, help="entries at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder to write to")
     arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    failed = []
-    for name in arguments.only or names():
-        began = perf_counter()
-        entry = run(name, arguments.quick)
-        seconds = perf_counter() - began
-        write(name, entry, seconds, arguments.quick, arguments.output)
-        print(f"\n{name} ({seconds:.1f} s): {entry.claim} {entry.source}")
-        shown = [(name, c.what, c.found, c.expected, c.passes) for c in entry.checks]
-        print(_report.table(_HEADER, shown), flush=True)
-        failed += [] if entry.passes else [name]
+    began, chosen, failed = perf_counter(), arguments.only or list(names()), []
+    one = functools.partial(perform, quick=arguments.quick, output=arguments.output)
+    with contextlib.ExitStack() as stack:
+        each = map
+        if arguments.processes > 1:
+            spawn = multiprocessing.get_context("spawn")
+            each = stack.enter_context(ProcessPoolExecutor(arguments.processes, spawn)).map
+        for name, (text, passes) in zip(chosen, each(one, chosen), strict=True):
+            print(text, flush=True)
+            failed += [] if passes else [name]
     gallery(arguments.output)
-    print(f"\nfailed: {', '.join(failed)}" if failed else "\nall checks pass")
+    print(f"\n{len(chosen)} entries in {perf_counter() - began:.0f} s")
+    print(f"failed: {', '.join(failed)}" if failed else "all checks pass")
     return bool(failed)
 
 
