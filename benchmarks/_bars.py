@@ -20,17 +20,17 @@ def of(rows: Rows, method: str) -> Rows:
 
 
 def at_error(rows: Rows, method: str, error: float) -> float | None:
-    """The cost at that error, interpolated in the logarithms between runs.
+    """The cost of an error no larger than that: of a run, or interpolated in the logarithms between two.
 
-    That of the cheapest run if all are more accurate, None if all are less.
+    None if all runs are less accurate.
     """
     points = sorted((row["error"], row["cost"]) for row in of(rows, method) if row["error"])
-    if not points or error < points[0][0]:
+    enough = [cost for found, cost in points if found <= error]
+    if not enough:
         return None
-    if error > points[-1][0]:
-        return min(cost for _, cost in points)
     x, y = np.log(np.array(points)).T
-    return float(np.exp(np.interp(np.log(error), x, y)))
+    # beyond the last run `interp` gives that one
+    return min(*enough, float(np.exp(np.interp(np.log(error), x, y))))
 
 
 def single_cost(rows: Rows, method: str) -> dict[str, Any] | None:

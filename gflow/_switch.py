@@ -17,6 +17,7 @@ _EVERY = 8  # attempted steps, at the least, over which a cost is measured
 _FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
 _CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so, but
 _LATER = 40  # only after so many steps: the first ones are short, and the radius may be about to rise
+_STIFF = 10  # stages of RKC3 with which EXPRB32 is tried again if its spaces were small, then twice as many
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
 _MANY = 400  # steps of EXPRB32 after which RKC3 is tried in any case, and then twice as many
@@ -31,7 +32,8 @@ class Switch(AbstractSwitch):
     few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
     it lies ahead. While the spaces are small, so that their radius may be too small as well, it must be
     clearly more, and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB32
-    did, the run changes back.
+    did, the run changes back. So it does where the spaces were small and RKC3 has come to need many stages:
+    the flow has become stiff, and it may be so in a few directions.
 
     After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
     spaces leave out is stiff, nothing else shows it.
@@ -46,9 +48,12 @@ class Switch(AbstractSwitch):
         self._paths = path, dataclasses.replace(path, solver=rival.prepared(*inner), controller=controller)
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
             "next": _EVERY,
+            "due": _EVERY,  # the number of steps after which costs are compared
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
             "try": _MANY,  # steps after which RKC3 is tried
             "rate": 0.0,  # gradients per unit of time before the last change
+            "small": False,  # whether Krylov spaces were small when RKC3 took over
+            "stiff": _STIFF,  # stages with which EXPRB32 is tried again then
             "changes": [],  # in words
         }
 
@@ -77,16 +82,24 @@ class Switch(AbstractSwitch):
 
     def _judged(self, state: FlowState) -> tuple[dict[str, Any], float | None]:
         """What is known after a review, and the first step of the other solver, if the run is to change."""
-        memory = dict(self.memory)
+        memory, krylov = dict(self.memory), isinstance(self._path_of(self.memory).solver, EXPRB32)
         seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
         now = [x.item() for x in jax.device_get(seen)]
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
-        memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
-        if steps == rejected or memory.pop("begins", False):
+        watched = not krylov and memory["small"]  # costs are compared when due, stages are watched in between
+        stiff = watched and int(state.solver_state.stages) >= memory["stiff"]
+        if now[1] >= memory["due"]:
+            memory["due"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
+        elif not stiff:
+            memory["next"] = min(memory["due"], now[1] + _EVERY)
             return memory, None
+        memory["next"] = min(memory["due"], now[1] + _EVERY) if watched else memory["due"]
+        if steps == rejected:
+            return memory, None
+        begins = memory.pop("begins", False)
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
-        if isinstance(self._path_of(memory).solver, EXPRB32):
-            if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+        if krylov:
+            if begins or not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
                 return memory, None
             stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
             ahead = cost / step * (float(self._paths[0].t_max) - now[0])
@@ -99,12 +112,17 @@ class Switch(AbstractSwitch):
                 return memory, None
             why, step = f"RKC3, because {why}", _BEGIN * step
             memory["try"] = 2 * now[1] + _MANY
-        elif gradients / time < _DEARER * memory["rate"]:
-            return memory, None
-        else:
+            memory["small"] = bool(cost < _FEW)
+        elif not begins and gradients / time >= _DEARER * memory["rate"]:
             why = "EXPRB32 again, because RKC3 became dearer than that was"
+        elif stiff:
+            memory["stiff"] *= 2
+            why = f"EXPRB32 again, because RKC3 has come to take {int(state.solver_state.stages)} stages"
+        else:
+            return memory, None
         memory["rate"] = gradients / time
-        memory["begins"], memory["next"] = True, now[1] + 2 * _EVERY  # the first steps are no measure
+        memory["begins"], memory["before"] = True, now  # the first steps are no measure
+        memory["next"] = memory["due"] = now[1] + 2 * _EVERY
         memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
         return memory, step
 

@@ -40,6 +40,8 @@ def test_costs_are_interpolated_in_the_logarithms():
     assert bars.at_error(rows, "a", 1e-7) is None  # no run is so accurate
     assert bars.at_error(rows, "a", 1.0) == pytest.approx(10 * 1e-2**-0.25)
     assert bars.at_error([row("a", 1.0, None)], "a", 1.0) is None  # a run that failed
+    rows = [row("a", 9.0, 1e-2), row("a", 8.0, 1e-3), row("a", 7.0, 1e-5)]
+    assert bars.at_error(rows, "a", 1e-3) == pytest.approx(7.0)  # more accurate, and cheaper
 
 
 def test_bars_are_judged_from_the_rows():

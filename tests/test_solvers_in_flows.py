@@ -229,6 +229,24 @@ def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
     assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
 
 
+@pytest.mark.slow
+def test_the_krylov_solver_comes_back_when_a_few_directions_have_become_stiff():
+    random = np.random.default_rng(0)
+    u, v = (np.linalg.qr(random.normal(size=(15, 15)))[0] for _ in range(2))
+    target = jnp.asarray((u[:, :3] * np.array([12.0, 6.0, 4.0])) @ v[:, :3].T)
+    model = {"w": jnp.asarray(0.05 * random.normal(size=(3, 15, 15)))}
+    loss = lambda model, data: 0.5 * jnp.sum((model["w"][2] @ model["w"][1] @ model["w"][0] - target) ** 2)
+    kwargs = dict(loss=loss, rtol=1e-4, atol=1e-5, save_at=2)
+    default, stabilised = (
+        gflow.integrate(model, None, 500.0, solver=solver, **kwargs)
+        for solver in (None, gflow.solvers.RKC3())
+    )
+    assert default.stats["solver"] == "EXPRB32, then RKC3, then EXPRB32"
+    assert "come to take" in default.stats["solver_reason"]
+    assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
+    np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-3)
+
+
 SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]
 KINKED = [jax.nn.relu, jax.nn.leaky_relu, jnp.abs, jax.nn.relu6, lambda x: jnp.where(x > 0, x, 0.0)]
 
