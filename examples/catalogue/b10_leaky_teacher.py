@@ -21,7 +21,10 @@ def network(seed: int, width: int) -> gflow.models.TwoLayer:
 
 
 def run(quick: bool) -> Entry:
-    """Cosines of the weights within each sign of the second layer, and the signs of the function."""
+    """Cosines of the weights within each sign of the second layer, and the signs of the function.
+
+    Quick: with steps four times as long.
+    """
     flows, cosines, wrong = [], [], []
     for seed in SEEDS:
         model = network(seed, 20)

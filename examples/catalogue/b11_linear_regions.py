@@ -12,7 +12,10 @@ LINE = np.stack([np.linspace(-1, 1, 4001), np.ones(4001)], axis=1)
 
 
 def run(quick: bool) -> Entry:
-    """Kinks, merged within 0.05, of networks of two widths that separate three intervals."""
+    """Kinks, merged within 0.05, of networks of two widths that separate three intervals.
+
+    Quick: the wider one, at a looser tolerance.
+    """
     x = np.stack([np.linspace(-1, 1, 24), np.ones(24)], axis=1)
     y = np.where(np.abs(x[:, 0]) < 0.4, 1.0, -1.0)
     runs = {}

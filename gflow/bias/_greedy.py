@@ -24,6 +24,7 @@ class GreedyLowRank(NamedTuple):
     converged: bool
 
 
+@jax.default_matmul_precision("highest")
 def greedy_low_rank(
     objective: Callable[[Float[Array, "d d"]], Float[Array, ""]],
     size: int,

@@ -95,4 +95,5 @@ def reconstruction_residual(
     rows = jax.jacrev(all_margins)(flat)
     sizes = jnp.linalg.norm(rows, axis=1, keepdims=True)
     columns = (rows / jnp.where(sizes > 0, sizes, 1)).T
-    return jnp.linalg.norm(target - columns @ optax.nnls(columns, target, iterations))
+    fit = jnp.dot(columns, optax.nnls(columns, target, iterations), precision="highest")
+    return jnp.linalg.norm(target - fit)

@@ -24,7 +24,8 @@ def layer_alignment(matrices: Sequence[Float[Array, "_ _"]]) -> Float[Array, " p
         raise ValueError(f"matrices must hold at least two layers, but {len(matrices)} came.")
     decompositions = [jnp.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
     pairs = zip(decompositions[:-1], decompositions[1:], strict=True)
-    return jnp.stack([jnp.abs(jnp.vdot(upper[2][0], lower[0][:, 0])) for lower, upper in pairs])
+    cosine = lambda lower, upper: jnp.vdot(upper[2][0], lower[0][:, 0], precision="highest")
+    return jnp.stack([jnp.abs(cosine(*pair)) for pair in pairs])
 
 
 def singular_value_ratio(matrix: Float[Array, "_ _"]) -> Float[Array, ""]:

@@ -32,7 +32,7 @@ def nonlinearity(model: Callable, x: Inputs) -> Float[Array, ""]:
     0 for a model that is linear on them, at most 1. The fit has no intercept.
     """
     f = outputs(model, x)
-    return jnp.sum((f - x @ linear_fit(model, x)) ** 2) / jnp.sum(f**2)
+    return jnp.sum((f - jnp.dot(x, linear_fit(model, x), precision="highest")) ** 2) / jnp.sum(f**2)
 
 
 def frequency_norm(

@@ -57,9 +57,8 @@ def linear_margin(
     """
     w = linear_predictor(model, data)
     f = outputs(model, data[0])
-    fit = jnp.tensordot(
-        jnp.asarray(data[0]), w, axes=(tuple(range(1, data[0].ndim)), tuple(range(f.ndim - 1, w.ndim)))
-    )
+    axes = tuple(range(1, data[0].ndim)), tuple(range(f.ndim - 1, w.ndim))
+    fit = jnp.tensordot(jnp.asarray(data[0]), w, axes=axes, precision="highest")
     w = refuse(
         ~(jnp.max(jnp.abs(f - fit)) <= jnp.sqrt(jnp.finfo(f.dtype).eps) * jnp.max(jnp.abs(f))),
         w,

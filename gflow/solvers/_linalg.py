@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,8 @@ from gflow import _tree
 
 Vector = PyTree[Any]
 Scalar = Float[Array, ""]
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` with matrix products in the precision of their dtype, where a GPU would take TF32."""
-
-    @functools.wraps(function)
-    def precise(*args: P.args, **kwargs: P.kwargs) -> T:
-        with jax.default_matmul_precision("highest"):
-            return function(*args, **kwargs)
-
-    return precise
+# float32 products of matrices in full, where a GPU would take TF32
+full_precision = jax.default_matmul_precision("highest")
 
 
 def leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:
