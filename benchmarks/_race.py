@@ -30,7 +30,7 @@ DENSE = ("Kvaerno5", "scipy LSODA", "scipy BDF", "scipy Radau")
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # Seconds that a rival may take on a problem. Beyond, its count is that of a shorter horizon times the ratio
 # of ∫λ dt (explicit methods), it is ∫λ dt itself (steps of a share of 1/λ), or it ends (dense Jacobians).
-BUDGET = 120.0
+BUDGET = 150.0
 LEAST = 0.2  # of ∫λ dt, from which to conclude on the rest
 # Gradients of an adaptive explicit method per ∫λ dt, at its limit of stability.
 AT_LIMIT = 3.3
