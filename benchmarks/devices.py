@@ -34,7 +34,7 @@ def tests(quick: bool, processes: int, limit: float) -> dict[str, Any]:
     """How many tests passed, failed and were skipped, which failed, and their wall time."""
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder) / "report.xml", Path(folder) / "log"
-        chosen = ["tests/test_log_loss.py"] if quick else ["-m", "not slow"]
+        chosen = ["tests/test_data.py"] if quick else ["-m", "not slow"]
         command = [sys.executable, "-m", "pytest", *chosen, "-q", "--junit-xml", str(report)]
         command += ["-n", str(processes), "--dist", "worksteal"] if processes > 1 else []
         # Processes that share a device can't each take most of its memory, as JAX does by default, and
