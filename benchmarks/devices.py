@@ -41,9 +41,8 @@ def tests(quick: bool, processes: int, limit: float) -> dict[str, Any]:
         # programs are to be compiled as users' are.
         shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         shared["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")
-        with log.open("w") as output:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(command, cwd=ROOT, env=shared, stdout=output, stderr=output, timeout=limit)
+        with log.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=ROOT, env=shared, stdout=output, stderr=output, timeout=limit)
         if not report.exists():
             print(log.read_text()[-3000:])
             raise RuntimeError(f"the tests ended without a report, or took more than {limit:g} s")
@@ -76,15 +75,15 @@ def main_job(x64: bool, steps: int) -> dict[str, Any]:
     jax.config.update("jax_enable_x64", x64)
     model, data = network((64, 24, 24, 10)), digits(300)
     both, first, warm = twice(lambda: gflow.compare(model, data, learning_rate=0.4, t_max=0.4 * steps))
-    after = both.step >= (steps if both.onset is None else both.onset)
-    flow = both.flow.stats
+    edge, flow = both.edge, both.flow.stats
+    early = (both.step >= steps // 10) & (both.step < (steps if edge.onset is None else edge.onset))
     return {
         "first_seconds": first,
         "seconds": warm,
-        "crossing": both.crossing,
-        "onset": both.onset,
-        "ratio_after_onset": float(np.mean(both.descent["sharpness"][after]) / both.threshold),
-        "distance_before_onset": float(np.max(both.distance[(both.step >= steps // 10) & ~after])),
+        "crossing": edge.crossing,
+        "onset": edge.onset,
+        "ratio_after_onset": edge.mean,
+        "distance_before_onset": float(np.max(both.distance[early])),
         "flow_gradients": flow["gradients"] - flow["record_gradients"],
     }
 
@@ -93,11 +92,10 @@ def large(quick: bool) -> dict[str, Any]:
     """Seconds of flow, descent and sharpness where a gradient is dear, and their results."""
     jax.config.update("jax_enable_x64", False)
     model, data = network((784, 20, 20, 10) if quick else (784, 200, 200, 10)), mnist(5000)
-    t_max = 1.0 if quick else 4.0
+    t_max, rate = 1.0 if quick else 4.0, 0.1
+    steps = round(t_max / rate)
     flow, _, of_flow = twice(lambda: gflow.integrate(model, data, t_max, save_at=[0, t_max]))
-    descent, _, of_descent = twice(
-        lambda: gflow.descend(model, data, 0.1, round(t_max / 0.1), save_every=round(t_max / 0.1))
-    )
+    descent, _, of_descent = twice(lambda: gflow.descend(model, data, rate, steps, save_every=steps))
     top, _, of_sharpness = twice(lambda: gflow.sharpness(model, data))
     return {
         "parameters": gflow.Problem(model, data).size,
@@ -120,7 +118,7 @@ def describe(results: dict[str, Any]) -> str:
     for name, result in results.items():
         ran = result["tests"]
         where = f"{name}, {result['machine']['cores']} cores, jax {result['versions']['jax']}"
-        suites.append([where, ran["passed"], ran["failed"], ran.get("seconds")])
+        suites.append([where, ran["passed"], ran["failed"], ran["seconds"]])
         for device, done in result["jobs"].items():
             here = name if device == name else f"the CPU beside {name}"
             mains += [[here, kind, *row.values()] for kind, row in done["main job"].items()]
@@ -131,8 +129,13 @@ def describe(results: dict[str, Any]) -> str:
         [
             table(["tests on", "passed", "failed", "seconds"], suites),
             table(
-                ["main job on", "in", "first call, s", "second call, s", "crossing", "onset"]
-                + [
+                [
+                    "main job on",
+                    "in",
+                    "first call, s",
+                    "second call, s",
+                    "crossing",
+                    "onset",
                     "mean λη/2 after onset",
                     "distance before (not at the start)",
                     "gradients of the flow",

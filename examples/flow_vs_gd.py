@@ -81,9 +81,7 @@ def main() -> None:
     print(f"crossing (sharpness above 2/η): step {both.crossing}")
     print(f"onset (the loss begins to rise): step {both.onset}")
     if both.onset is not None:
-        after = both.step >= both.onset
-        ratio = both.descent["sharpness"][after] / both.threshold
-        print(f"mean sharpness/(2/η) of descent from the onset on: {ratio.mean():.3f}")
+        print(f"mean sharpness/(2/η) of descent from the onset on: {both.edge.mean:.3f}")
     for name, path in (("flow", both.flow), ("descent", both.descent)):
         spent = path.stats["gradients"] - path.stats["record_gradients"]
         print(f"gradients spent on the {name}: {spent}")

@@ -87,14 +87,12 @@ class Switch(AbstractSwitch):
         now = [x.item() for x in jax.device_get(seen)]
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
         watched = not krylov and memory["small"]  # costs are compared when due, stages are watched in between
-        stiff = watched and int(state.solver_state.stages) >= memory["stiff"]
-        if now[1] >= memory["due"]:
+        stages = int(state.solver_state.stages) if watched else 0
+        stiff, due = stages >= memory["stiff"], now[1] >= memory["due"]
+        if due:
             memory["due"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
-        elif not stiff:
-            memory["next"] = min(memory["due"], now[1] + _EVERY)
-            return memory, None
         memory["next"] = min(memory["due"], now[1] + _EVERY) if watched else memory["due"]
-        if steps == rejected:
+        if steps == rejected or not (due or stiff):
             return memory, None
         begins = memory.pop("begins", False)
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
@@ -117,7 +115,7 @@ class Switch(AbstractSwitch):
             why = "EXPRB32 again, because RKC3 became dearer than that was"
         elif stiff:
             memory["stiff"] *= 2
-            why = f"EXPRB32 again, because RKC3 has come to take {int(state.solver_state.stages)} stages"
+            why = f"EXPRB32 again, because RKC3 has come to take {stages} stages"
         else:
             return memory, None
         memory["rate"] = gradients / time

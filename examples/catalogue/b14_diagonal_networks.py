@@ -28,7 +28,8 @@ def run(quick: bool) -> Entry:
     checks, ratios = [], {}
     for depth in (2, 3) if quick else (2, 3, 4):
         scales, worst, drift = SCALES[depth], 0.0, 0.0
-        for seed in range(1 if quick and depth > 2 else 3):
+        seeds = 1 if quick and depth > 2 else 3
+        for seed in range(seeds):
             x, y = regression(seed)
             networks, found = limits(depth, (x, y))
             for alpha, w in zip(scales, found, strict=True):
@@ -45,8 +46,7 @@ def run(quick: bool) -> Entry:
             l2 = np.linalg.norm(found, axis=1) / np.linalg.norm(closest(x, y, np.zeros(12)))
             ratios.setdefault(depth, []).append((l1, l2))
         span = f"α from {max(scales):g} to {min(scales):g}"
-        seeds = "1 seed" if quick and depth > 2 else "3 seeds"
-        what = f"u^{depth} − v^{depth}: error to the dual Newton limit, worst of {seeds} and {span}"
+        what = f"u^{depth} − v^{depth}: error to the dual Newton limit, worst of {seeds} seeds and {span}"
         checks.append(below(what, worst, 1e-7))
         if depth == 2:
             checks.append(below("u² − v²: relative drift of uv = α²", drift, 1e-7))

@@ -107,7 +107,7 @@ def perform(name: str, quick: bool, output: Path) -> tuple[str, bool]:
 def main() -> int:
     """Runs entries, prints the table, writes JSON, pictures and the gallery; 1 if a check fails."""
     parser = argparse.ArgumentParser(description="Results of the literature, checked.")
-    parser.add_argument("--quick", action="store_true", help="smaller: a minute an entry at most")
+    parser.add_argument("--quick", action="store_true", help="smaller: about a minute an entry at most")
     parser.add_argument("--only", nargs="+", choices=names(), metavar="NAME", help="these entries alone")
     parser.add_argument("--processes", type=int, default=1, help="entries at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder to write to")

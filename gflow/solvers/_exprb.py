@@ -80,7 +80,7 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
     return la.leading(block, most, size)
 
 
-@la.full_precision
+@jax.default_matmul_precision("highest")  # TF32 would spoil the projections
 def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
     vf, t0, span, h, y0, args, f0, rtol, atol, known, known_small, kept = operands
     dtype = la.real_dtype(y0)

@@ -13,8 +13,6 @@ from gflow import _tree
 
 Vector = PyTree[Any]
 Scalar = Float[Array, ""]
-# float32 products of matrices in full, where a GPU would take TF32
-full_precision = jax.default_matmul_precision("highest")
 
 
 def leading(function: Callable[[int], Any], most: int, size: Int[Array, ""]) -> Any:

@@ -34,7 +34,7 @@ def phi(z, most: int):
 
 
 @jax.custom_jvp
-@la.full_precision
+@jax.default_matmul_precision("highest")
 def matrix_phi(a: Float[Array, "m m"], size: Int[Array, ""] | None = None) -> Float[Array, "4 m m"]:
     """`phi_1(A) ... phi_4(A)` of a symmetric matrix, or of its leading block of a `size`, stacked in front.
 
@@ -59,7 +59,7 @@ def _spectrum(a, size):
 
 
 @matrix_phi.defjvp
-@la.full_precision
+@jax.default_matmul_precision("highest")
 def _matrix_phi_jvp(primals, tangents):
     (a, size), (da, _) = primals, tangents
     values, vectors = _spectrum(a, size)
@@ -79,7 +79,7 @@ def _matrix_phi_jvp(primals, tangents):
     return primal, jnp.stack(out)
 
 
-@la.full_precision
+@jax.default_matmul_precision("highest")
 def general_phi(a):
     """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
 
