@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -93,10 +94,16 @@ def _order(name: str) -> tuple[str, int, str]:
 
 
 def perform(name: str, quick: bool, output: Path) -> tuple[str, bool]:
-    """Runs and writes one entry; what to print of it, and whether its checks pass."""
+    """Runs and writes one entry; what to print of it, and whether its checks pass.
+
+    An entry that raises fails, writes nothing, and doesn't keep others from being run.
+    """
     jax.config.update("jax_enable_x64", True)
     began = perf_counter()
-    entry = run(name, quick)
+    try:
+        entry = run(name, quick)
+    except Exception:
+        return f"\n{name}\n{traceback.format_exc()}", False
     seconds = perf_counter() - began
     write(name, entry, seconds, quick, output)
     shown = [(name, c.what, c.found, c.expected, c.passes) for c in entry.checks]

@@ -49,6 +49,22 @@ def test_the_runner_writes_and_tells(measured, status, tmp_path, monkeypatch, ca
     assert ("failed: A1" in capsys.readouterr().out) is bool(status)
 
 
+def test_an_entry_that_raises_fails_alone(tmp_path, monkeypatch, capsys):
+    good = Entry("A claim.", "A paper", [below("a number", 0.5, 1.0)], lambda figure: figure.subplots())
+
+    def one(name, quick):
+        if name == "A1":
+            raise ValueError("no such matrix")
+        return good
+
+    monkeypatch.setattr(run, "run", one)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only", "A1", "A2", "--output", str(tmp_path)])
+    assert run.main() == 1
+    printed = capsys.readouterr().out
+    assert "ValueError: no such matrix" in printed and "failed: A1\n" in printed
+    assert [path.stem for path in (tmp_path / "catalogue").iterdir()] == ["A2"]
+
+
 def test_entries_come_in_their_order():
     names = [*run.names()]
     assert names.index("A1") == 0 and len(names) == len({*names})
