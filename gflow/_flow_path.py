@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
@@ -80,7 +79,7 @@ class FlowPath(AbstractPath):
     def start(self):
         """As diffrax starts: the first step size, the solver's state, nothing done yet."""
         problem, solver = self.problem, self.solver
-        term, params = self._term(), ravel_pytree(problem.params)[0]
+        term, params = self._term(), _tree.vector(problem.params)
         mark, log_t = None, None
         if not self.plain:
             mark, log_t = marks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
@@ -486,4 +485,4 @@ class _OfVector(eqx.Module):
     like: PyTree[Array]
 
     def __call__(self, t, vector, args):
-        return ravel_pytree(self.term.vf(t, _tree.like(self.like, vector), args))[0]
+        return _tree.vector(self.term.vf(t, _tree.like(self.like, vector), args))

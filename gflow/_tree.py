@@ -78,6 +78,21 @@ def like(tree: PyTree[Array], vector: Float[Array, " P"]) -> PyTree[Array]:
     return ravel_pytree(tree)[1](vector)
 
 
+def vector(tree: PyTree[Array]) -> Float[Array, " P"]:
+    """All entries of a PyTree, as `ravel_pytree` orders them.
+
+    Written leaf by leaf: on CPUs, XLA merges a concatenation with the sums over examples that a leaf comes
+    from, and takes these anew for every entry of the vector.
+    """
+    leaves = jtu.tree_leaves(tree)
+    entries = jnp.zeros(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
+    begin = 0
+    for leaf in leaves:
+        entries = jax.lax.dynamic_update_slice(entries, jnp.ravel(leaf).astype(entries.dtype), (begin,))
+        begin += leaf.size
+    return entries
+
+
 def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
     """`a` if `condition` else `b`, leaf by leaf; leaves that are no numbers are taken from `a`."""
 

@@ -6,6 +6,7 @@ import pytest
 from systems import Linear, dense_hessian, problem_of, tanh_network
 
 import gflow
+from gflow import _tree
 
 
 def test_losses_are_their_formulas():
@@ -251,3 +252,10 @@ def test_a_loss_that_is_no_mean_is_refused_in_chunks():
     total = lambda model, data: jnp.sum((jax.vmap(model)(data[0]) - data[1]) ** 2)
     with pytest.raises(ValueError, match="chunk_size.*mean over examples"):
         gflow.integrate(Linear(jnp.zeros(2)), (GOOD_X, GOOD_Y), 1.0, loss=total, chunk_size=2)
+
+
+def test_the_vector_of_a_tree_holds_its_entries_in_order():
+    tree = {"b": jnp.arange(6.0).reshape(2, 3), "a": (jnp.array(7.0), jnp.zeros((0, 2)), -jnp.arange(2.0))}
+    flat = _tree.vector(tree)
+    np.testing.assert_array_equal(flat, [7, 0, -1, 0, 1, 2, 3, 4, 5])
+    assert eqx.tree_equal(_tree.like(tree, flat), tree)

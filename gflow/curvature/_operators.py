@@ -140,7 +140,7 @@ def on_vectors(
     """The operator as a function of flat vectors, how to unravel one, and the zero vector."""
     zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
     zero, unravel = ravel_pytree(zeros)
-    return lambda v: ravel_pytree(operator.mv(unravel(v)))[0], unravel, zero
+    return lambda v: _tree.vector(operator.mv(unravel(v))), unravel, zero
 
 
 def check_dtype(params: PyTree) -> None:
