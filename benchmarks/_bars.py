@@ -8,6 +8,7 @@ from _race import DEFAULT, DENSE, EXPLICIT, GD, IN_FLOAT32, MISSING, OWN, RK4, T
 from _report import median_ratio, table
 
 ERRORS = (1e-3, 1e-4, 1e-5, 2e-6)
+UNKNOWN = "not measured"
 # All that take steps of their own choice.
 ADAPTIVE = (*OWN, *EXPLICIT, TORCH, *DENSE)
 
@@ -45,6 +46,13 @@ def best_single(rows: Rows, error: float) -> tuple[str, float] | None:
     return min(known.items(), key=lambda item: item[1]) if known else None
 
 
+def best_dense(rows: Rows, error: float) -> tuple[str, float] | None:
+    """The cheapest method that factors a dense Jacobian."""
+    costs = {name: at_error(rows, name, error) for name in DENSE}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    return min(known.items(), key=lambda item: item[1]) if known else None
+
+
 def radius_share(rows: Rows) -> float | None:
     """Share of the default's gradients that went into the spectral radius, over its runs with one."""
     runs = [row for row in of(rows, DEFAULT) if row["radius_gradients"]]
@@ -69,22 +77,26 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
     problems = results["problems"]
     found: list[list[Any]] = []
 
-    def judge(what: str, limit: float, names: tuple[str, ...], measured: Callable[..., float | None]) -> None:
+    def judge(
+        what: str, limit: float, names: tuple[str, ...], measured: Callable[..., float | str | None]
+    ) -> None:
         if not all(name in problems for name in names):
             found.append([what, f"≤ {limit:.3g}", "not run", None])
             return
         value = measured(*(problems[name]["rows"] for name in names))
-        # an error that no run of the default reached is a miss, unless few were asked for
-        met = None if value is None and results["quick"] else value is not None and value <= limit
+        if isinstance(value, str):
+            met = None
+        else:  # an error that no run of the default reached is a miss, unless few were asked for
+            met = None if value is None and results["quick"] else value is not None and value <= limit
         found.append([what, f"≤ {limit:.3g}", value, met])
 
-    def share(rival: str, error: float | None = 1e-3) -> Callable[[Rows], float | None]:
-        def measured(rows: Rows) -> float | None:
+    def share(rival: str, error: float | None = 1e-3) -> Callable[[Rows], float | str | None]:
+        def measured(rows: Rows) -> float | str | None:
             run = single_cost(rows, rival)
-            if run is None:
-                return None
-            goal = error or run["error"]
-            return goal and _ratio(at_error(rows, DEFAULT, goal), run["gradients"])
+            goal = None if run is None else error or run["error"]
+            if run is None or goal is None:
+                return UNKNOWN
+            return _ratio(at_error(rows, DEFAULT, goal), run["gradients"])
 
         return measured
 
@@ -105,14 +117,14 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
     judge("exponent of the cost at 1e-3 in ∫λ dt, P3 T=15 to 1500", 0.45, ends, growth)
     for name in ("P1, T=400", "P3, T=15"):
         for rival in EXPLICIT:
-            by = lambda rows, r=rival: _ratio(at_error(rows, DEFAULT, 2e-6), at_error(rows, r, 2e-6))
+            by = lambda rows, r=rival: _beside(at_error(rows, DEFAULT, 2e-6), at_error(rows, r, 2e-6))
             judge(f"{name}: cost at 2e-6 / that of {rival}", 1 / 3, (name,), by)
     for name, result in problems.items():
         best = best_single(result["rows"], 1e-3)
         if best is not None:
             by = lambda rows, cost=best[1]: _ratio(at_error(rows, DEFAULT, 1e-3), cost)
             judge(f"{name}: cost at 1e-3 / best single solver, {best[0]}", 1.2, (name,), by)
-    tsit5 = lambda rows: _ratio(at_error(rows, DEFAULT, 1e-3), at_error(rows, "Tsit5", 1e-3))
+    tsit5 = lambda rows: _beside(at_error(rows, DEFAULT, 1e-3), at_error(rows, "Tsit5", 1e-3))
     judge("P2, T=100: cost at 1e-3 / that of Tsit5", 1.0, ("P2, T=100",), tsit5)
     for name, result in problems.items():
         if name.startswith("logistic"):  # whose limit attracts all that was wrong on the way
@@ -124,7 +136,7 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
         if radius_share(result["rows"]) is not None:
             judge(f"{name}: share of the spectral radius", 0.12, (name,), radius_share)
     for name in IN_FLOAT32:
-        apart = lambda rows: max((abs(ratio - 1) for ratio in single_precision(rows).values()), default=None)
+        apart = lambda rows: max((abs(r - 1) for r in single_precision(rows).values()), default=UNKNOWN)
         judge(f"{name}: counts in float32 / float64, largest distance from 1", 0.15, (name,), apart)
     return found + _timed(results)
 
@@ -145,6 +157,11 @@ def _timed(results: Mapping[str, Any]) -> list[list[Any]]:
 
 def _ratio(a: float | None, b: float | None) -> float | None:
     return None if a is None or not b else a / b
+
+
+def _beside(mine: float | None, rival: float | None) -> float | str | None:
+    """`mine` by that of a rival, which may not have been measured."""
+    return UNKNOWN if rival is None else _ratio(mine, rival)
 
 
 def _exponent(problems: Mapping[str, Any], names: tuple[str, str]) -> float | None:
@@ -187,8 +204,8 @@ def rendered(results: Mapping[str, Any]) -> str:
     default = []
     for name, result in problems.items():
         rows = result["rows"]
-        solvers = ", ".join(dict.fromkeys(row["solver"] for row in of(rows, DEFAULT)))
         ratios, single = delivered(rows), single_precision(rows)
+        solvers = _solvers([row["solver"] for row in of(rows, DEFAULT)])
         cells = [name, solvers, *(ratios.get(rtol) for rtol in TOLERANCES), radius_share(rows)]
         default.append(cells + [single.get(rtol) for rtol in TOLERANCES[:4]])
     caption = (
@@ -205,9 +222,34 @@ def rendered(results: Mapping[str, Any]) -> str:
         ]
         parts += ["Wall time, warm and in turns.", table(header, wall)]
     parts += ["What was asked for.", table(["", "asked", "measured", "met"], bars(results))]
-    absent = {name for r in problems.values() for name, why in r["left_out"].items() if why == MISSING}
-    parts += [f"Left out, because it was not installed: {name}." for name in sorted(absent)]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + _left_out(problems))
+
+
+def _solvers(told: list[str]) -> str:
+    """The solvers of several runs: each once, those of more than one change together."""
+    changes = [run.count(", then ") for run in told]
+    found = list(dict.fromkeys(run for run, n in zip(told, changes, strict=True) if n < 2))
+    many = sorted({n for n in changes if n > 1})
+    if many:
+        span = f"{many[0]} to {many[-1]}" if len(many) > 1 else str(many[0])
+        found.append(f"the two in turns, {span} changes")
+    return "; ".join(found)
+
+
+def _left_out(problems: Mapping[str, Any]) -> list[str]:
+    """Sentences on what doesn't take part in a problem, but for dense Jacobians that are too large."""
+    absent: dict[str, list[str]] = {}
+    slow: dict[str, list[str]] = {}
+    for name, result in problems.items():
+        for method, why in result["left_out"].items():
+            if why == MISSING:
+                absent.setdefault(method, []).append(name)
+            elif why.startswith("came only"):
+                slow.setdefault(method, []).append(f"{name} ({why})")
+    return [
+        *(f"Left out, because it was not installed: {m} on {'; '.join(on)}." for m, on in absent.items()),
+        *(f"Left out, because its time was up: {m} on {'; '.join(on)}." for m, on in slow.items()),
+    ]
 
 
 def _shown(rows: Rows, method: str) -> str | None:
@@ -226,7 +268,5 @@ def _counted(row: dict[str, Any] | None, what: str = "gradients") -> str | None:
 
 
 def _best_dense(rows: Rows) -> str | None:
-    costs = {name: at_error(rows, name, 1e-3) for name in DENSE}
-    known = {name: cost for name, cost in costs.items() if cost is not None}
-    name = min(known, key=lambda name: known[name], default=None)
-    return name and f"{known[name]:.0f} ({name.removeprefix('scipy ')})"
+    best = best_dense(rows, 1e-3)
+    return best and f"{best[1]:.0f} ({best[0].removeprefix('scipy ')})"

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bars import Rows, at_error, of
+from _bars import Rows, at_error, best_dense, of
 from _race import DEFAULT, EXPLICIT, GD, OWN, RK4, TORCH
 
+BEST_DENSE = "best with a dense Jacobian"
 # Told apart by marker and line as well as by colour.
 STYLES: dict[str, dict[str, Any]] = {
     DEFAULT: {"color": "black", "lw": 5, "alpha": 0.25, "marker": "none", "ls": "-"},
@@ -18,6 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "Tsit5": {"color": "C3", "marker": "x", "ls": ":"},
     "Dopri8": {"color": "C4", "marker": "+", "ls": ":"},
     TORCH: {"color": "C5", "marker": "*", "ls": ":"},
+    BEST_DENSE: {"color": "C8", "marker": "h", "ls": "-."},
     GD: {"color": "dimgrey", "marker": "v", "ls": "none"},
     RK4: {"color": "dimgrey", "marker": "^", "ls": "none"},
 }
@@ -32,7 +34,6 @@ def style(method: str) -> dict[str, Any]:
 def draw_errors(problems: Mapping[str, Any], path: Path) -> None:
     """Error against cost, a panel for each problem."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
 
     columns = min(len(problems), 4)
     lines = -(-len(problems) // columns)
@@ -42,15 +43,18 @@ def draw_errors(problems: Mapping[str, Any], path: Path) -> None:
         ax.set_axis_off()
     handles: dict[str, Any] = {}
     for ax, (name, result) in zip(axes.flat, problems.items(), strict=False):
-        for method in METHODS:
+        best = best_dense(result["rows"], 1e-3)
+        runs = {method: of(result["rows"], method) for method in METHODS}
+        runs[BEST_DENSE] = of(result["rows"], best[0]) if best else []
+        for method, rows in runs.items():
             count = "gradients" if method in (GD, RK4) else "cost"
-            points = sorted((r["error"], r[count]) for r in of(result["rows"], method) if r["error"])
+            points = sorted((r["error"], r[count]) for r in rows if r["error"])
             if points:
                 errors, costs = zip(*points, strict=True)
                 (handles[method],) = ax.loglog(costs, errors, label=method, **style(method))
         ax.set_title(name, fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade they would overlap
+        _tidy(ax.xaxis)
     figure.supxlabel("cost in gradients", fontsize=10)
     figure.supylabel("relative error of θ(T)", fontsize=10)
     _legend(figure, handles)
@@ -84,6 +88,17 @@ def draw_stiffness(problems: Mapping[str, Any], path: Path) -> None:
     _legend(figure, handles)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _tidy(axis: Any) -> None:
+    """Labels at powers of ten alone, or between them as well where only one power would be in view."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if np.floor(np.log10(high)) - np.ceil(np.log10(low)) < 1:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())  # within one decade they would overlap
 
 
 def _cost(rows: Rows, method: str) -> float | None:

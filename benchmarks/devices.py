@@ -137,7 +137,7 @@ def describe(results: dict[str, Any]) -> str:
                     "crossing",
                     "onset",
                     "mean λη/2 after onset",
-                    "distance before (not at the start)",
+                    "largest distance from the flow before the onset, start left out",
                     "gradients of the flow",
                 ],
                 mains,

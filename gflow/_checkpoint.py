@@ -10,11 +10,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from gflow import _tree
 from gflow._trajectory import read_archive, write_archive
 
 _SECONDS_BETWEEN = 30.0
@@ -31,8 +31,7 @@ class Checkpoint:
         self.path = Path(path)
         digest = hashlib.sha256("".join(programs).encode())
         for leaf in jtu.tree_leaves(eqx.filter(numbers, eqx.is_array)):
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            array = np.asarray(_tree.numbers(leaf))
             digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         self._fingerprint = digest.hexdigest()
         self._written = monotonic()
@@ -46,7 +45,7 @@ class Checkpoint:
         arrays = {
             f"{name}/{i}": leaf
             for name, tree in trees.items()
-            for i, leaf in enumerate(jtu.tree_leaves(eqx.filter(tree, eqx.is_array)))
+            for i, leaf in enumerate(map(_tree.numbers, jtu.tree_leaves(eqx.filter(tree, eqx.is_array))))
         }
         write_archive(self.path, "checkpoint", {**header, "fingerprint": self._fingerprint}, arrays)
         self._written = monotonic()
@@ -70,7 +69,10 @@ class Checkpoint:
         trees = {}
         for name, tree in like(header).items():
             dynamic, static = eqx.partition(tree, eqx.is_array)
-            leaves = [jnp.asarray(arrays[f"{name}/{i}"]) for i in range(len(jtu.tree_leaves(dynamic)))]
+            leaves = [
+                _tree.from_numbers(leaf, arrays[f"{name}/{i}"])
+                for i, leaf in enumerate(jtu.tree_leaves(dynamic))
+            ]
             trees[name] = eqx.combine(jtu.tree_unflatten(jtu.tree_structure(dynamic), leaves), static)
         for name in rows:
             count = sum(key.startswith(name + "/") for key in arrays)

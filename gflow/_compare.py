@@ -36,7 +36,8 @@ class Comparison(eqx.Module):
 
     - `flow`, `descent`: the two [`gflow.Trajectory`][]s, with `sharpness` among their records.
     - `step`: the step number k of each record.
-    - `distance`: ‖θ_descent − θ_flow‖ / ‖θ_flow − θ(0)‖ at each record, 0 at the start.
+    - `distance`: ‖θ_descent − θ_flow‖ / ‖θ_flow − θ(0)‖ at each record, 0 at the start. It ends with the
+        last time that both have reached.
     - `learning_rate`: η.
     - `threshold`: the sharpness above which the descent is linearly unstable, 2/η for plain gradient
         descent; an array with one for each record if the learning rate follows a schedule; `None` where
@@ -182,7 +183,8 @@ def compare(
     distance = []
     try:
         for there, here in zip_longest(flow, descent):
-            if there is not None and here is not None:
+            # one that ends early is recorded there, at a time that the other doesn't have
+            if there is not None and here is not None and flow.t[-1] == descent.t[-1]:
                 distance.append(_distance(here, there, problem.params))
             if "interrupted" in (flow.status, descent.status):
                 raise KeyboardInterrupt

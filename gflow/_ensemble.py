@@ -372,7 +372,7 @@ class EnsembleRun:
 
     def _numbers(self) -> PyTree:
         """The states of all members, on the host and without random keys."""
-        is_number = lambda x: eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        is_number = lambda x: eqx.is_array(x) and not _tree.is_key(x)
         return jax.device_get(eqx.filter(self._state, is_number))
 
     def _doubts(

@@ -52,6 +52,7 @@ class FlowState(eqx.Module):
     made_jump: Bool[Array, ""] | None  # None: the controller never makes one, and nothing is compiled for it
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
+    rejected_first: Int[Array, ""]  # before any was accepted
     nonfinite: Int[Array, ""]
     code: Int[Array, ""]
     result: diffrax.RESULTS
@@ -116,6 +117,7 @@ class FlowPath(AbstractPath):
             made_jump=made_jump,
             steps=count,
             rejected=count,
+            rejected_first=count,
             nonfinite=count,
             code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
             result=diffrax.RESULTS.successful,
@@ -226,6 +228,7 @@ class FlowPath(AbstractPath):
             made_jump=None if now.made_jump is None else jnp.asarray(made_jump),
             steps=now.steps + 1,
             rejected=now.rejected + jnp.where(accept, 0, 1),
+            rejected_first=now.rejected_first + jnp.where(~accept & (now.t == 0), 1, 0),
             nonfinite=nonfinite,
             code=code,
             result=failed,
@@ -460,6 +463,7 @@ class FlowPath(AbstractPath):
         """Attempted steps, and gradients as far as the solver's stages tell them."""
         steps, rejected = int(state.steps), int(state.rejected)
         per_step, at_start = gradients(self.solver)
+        at_start *= 1 + int(state.rejected_first)  # what a rejected first step began with is computed again
         if isinstance(self.solver, AbstractFlowSolver):
             per_step, at_start = 0, int(state.solver_state.gradients)
         if isinstance(self.controller, Predictive) and self.dt0 is None:

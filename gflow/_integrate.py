@@ -179,7 +179,6 @@ def flow_run(
     _check_clock(clock, flow, problem, plain)
     observables = as_observables(observe)
     recorded = RESERVED if plain else marks.recorded(problem)
-    _refuse_names(observables, recorded)
     watch = Watch(stop, observables, dtype, recorded)
     times = _save_times(save_at, t_max, bool(watch), dtype)
     reason, rival = "named by the user", None
@@ -290,7 +289,6 @@ def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) 
         _check_rtol(options["rtol"], problem.dtype, clock.second)
     recorded = marks.recorded(problem)
     observables = as_observables(options["observe"])
-    _refuse_names(observables, recorded)
     Watch(options["stop"], observables, problem.dtype, recorded)
     _save_times(options["save_at"], t_max, bool(options["stop"]), problem.dtype)
     level = 0.3 / problem.examples if clock.loss_below is None else clock.loss_below
@@ -309,7 +307,8 @@ def _two_phases(problem: Problem, t_max: Real, clock: TwoPhase, **options: Any) 
     )
 
     def begin(problem: Problem, log_t0: float, observed: PyTree) -> Run:
-        run = flow_run(problem, t_max, clock=clock.second, log_t0=log_t0, checkpoint=checkpoint, **options)
+        going_on: dict[str, Any] = options | {"flow": flow.anchored(first.path.problem.params)}
+        run = flow_run(problem, t_max, clock=clock.second, log_t0=log_t0, checkpoint=checkpoint, **going_on)
         run.observed = observed
         return run
 
@@ -340,15 +339,6 @@ def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:
     program = jax.make_jaxpr(field)(jnp.zeros((), problem.dtype)).jaxpr
     (t,) = program.invars
     return any(v is t for e in program.eqns for v in e.invars) or any(v is t for v in program.outvars)
-
-
-def _refuse_names(observables: Sequence[AbstractObservable], recorded: Sequence[str]) -> None:
-    taken = [item.name for item in observables if item.name in recorded]
-    if taken:
-        raise ValueError(
-            f"observe names {', '.join(taken)}, which this clock records anyway; give the observable another "
-            "name."
-        )
 
 
 def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
@@ -395,7 +385,9 @@ def _save_times(save_at: Any, t_max: Any, has_stop: bool, dtype: np.dtype) -> np
                 f"save_at must increase strictly in {np.dtype(dtype).name}, but save_at[{i}] = "
                 f"{times[i]:.9g} is followed by {times[i + 1]:.9g}; sort the times and remove duplicates."
             )
-        if times[0] < 0 or times[-1] > t_max * (1 + 1e-12):
+        given = np.asarray(save_at).dtype  # in which the horizon may be rounded up
+        coarse = given if given.kind == "f" and given.itemsize < np.dtype(dtype).itemsize else dtype
+        if times[0] < 0 or times.astype(coarse)[-1] > np.asarray(t_max, np.float64).astype(coarse):
             raise ValueError(
                 f"save_at must lie between 0 and t_max = {float(t_max):.6g}, but runs from "
                 f"{times[0]:.6g} to {times[-1]:.6g}."

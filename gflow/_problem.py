@@ -218,12 +218,13 @@ def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
 
 def _as_arrays(data: PyTree, dtype: np.dtype) -> PyTree[Array]:
     """`data` as jax arrays, floats in `dtype`, checked to be finite."""
-    if isinstance(data, tuple) and len(data) == 2:
+    is_pair = type(data) is tuple and len(data) == 2  # a named tuple keeps its type
+    if is_pair:
         data = tuple(_from_lists(part) for part in data)
 
     def convert(path, leaf):
         name = "data" + jtu.keystr(path)
-        if isinstance(data, tuple) and len(data) == 2 and path:
+        if is_pair and path:
             name = "xy"[path[0].idx] + jtu.keystr(path[1:])
         try:
             array = jnp.asarray(leaf)

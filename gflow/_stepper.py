@@ -4,6 +4,7 @@ A `Run` drives a path from the host: it asks for one record position after the o
 observables are compiled apart from the steps and can't change them.
 """
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from gflow._path import NONFINITE, RUNNING, STOPPED, AbstractPath, AbstractSwitc
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import RESERVED, AbstractObservable, AbstractStepObservable, Step
+from gflow.observe import OF_CLOCKS, RESERVED, AbstractObservable, AbstractStepObservable, Step
 
 
 @eqx.filter_jit
@@ -44,9 +45,10 @@ def read_observables(observables, problem, params, states, step=None):
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
     names = [name for reading in readings for name in reading.values]
-    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
+    own = (*RESERVED, *OF_CLOCKS)
+    if len({*names, *own}) < len(names) + len(own):
         raise ValueError(
-            f"observe records {', '.join(sorted(names))}, of which two are the same or what every trajectory "
+            f"observe records {', '.join(sorted(names))}, of which two are the same or what a trajectory "
             "records anyway; give each observable its own name."
         )
     trusted = {
@@ -123,6 +125,9 @@ class Run:
                 self.interrupt()
                 return
             except RuntimeError as error:  # raised by the model or the solver inside compiled code
+                if "KeyboardInterrupt" in str(error):  # it came while a callback ran
+                    self.interrupt()
+                    return
                 if self._state is None:
                     raise
                 here = self.time(self._position())
@@ -153,7 +158,8 @@ class Run:
         self._save()
         here = self._position()
         if self._is_new(here):
-            self._record(here, self.time(here))
+            with contextlib.suppress(RuntimeError):  # of a callback that is interrupted again
+                self._record(here, self.time(here))
         where = f"{self.symbol} = {self.time(here):.6g}"
         self._end("interrupted", f"the run was interrupted from the keyboard at {where}")
 
@@ -333,15 +339,16 @@ class Run:
             arguments = (self.observables, path.problem, self._last, self.observed, step)
             programs.append(program(read_observables, *arguments))
         numbers = (path, np.asarray(self.positions), np.asarray(self.end), np.asarray(self.save_models))
-        self._checkpoint = Checkpoint(self.checkpoint, numbers, programs)
+        checkpoint = Checkpoint(self.checkpoint, numbers, programs)
 
         def like(header):
             if self.switch is not None:
                 self.path, self._state = self.switch.restored(header["switch"], state)
             return {"now": (self._state, self._last, self.observed)}
 
-        found = self._checkpoint.read(like, rows=("step_losses", "records", "saved"))
+        found = checkpoint.read(like, rows=("step_losses", "records", "saved"))
         if found is None:
+            self._checkpoint = checkpoint
             return
         header, trees = found
         self._done, self.t, self._doubtful = header["done"], header["t"], header["doubtful"]
@@ -350,10 +357,13 @@ class Run:
         self._state, self._last, self.observed = trees["now"]
         self._step_losses = trees["step_losses"]
         self.records = {n: list(rows) for n, rows in zip(header["names"], trees["records"], strict=True)}
+        if self.t:
+            self._final_loss = self.records["loss"][-1]
         if trees["saved"]:
             structure = jtu.tree_structure(self._last)
             rows = zip(*map(jnp.asarray, trees["saved"]), strict=True)
             self.saved = [jtu.tree_unflatten(structure, leaves) for leaves in rows]
+        self._checkpoint = checkpoint  # an interrupt before this must not replace the file
 
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""

@@ -15,6 +15,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
+from gflow import _tree
+
 _FORMAT = 1
 # What NumPy, zip and JSON raise when they meet a file of another kind, or half of one.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError)
@@ -296,13 +298,9 @@ def _version(package: str) -> str:
 
 def _named_arrays(prefix: str, tree: PyTree) -> dict[str, Any]:
     return {
-        prefix + "/" + jtu.keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        prefix + "/" + jtu.keystr(path): _tree.numbers(leaf)
         for path, leaf in jtu.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
     }
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _restore(path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
@@ -320,8 +318,8 @@ def _restore(path: str | os.PathLike, prefix: str, like: PyTree, arrays: Mapping
 
     def take(location, leaf):
         value = arrays[prefix + "/" + jtu.keystr(location)]
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(leaf))
+        if _tree.is_key(leaf):
+            return _tree.from_numbers(leaf, value)
         if value.dtype != leaf.dtype:
             raise ValueError(
                 f"{os.fspath(path)} holds {value.dtype} in the leaf {jtu.keystr(location)} where `like` "

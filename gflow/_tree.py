@@ -93,15 +93,28 @@ def vector(tree: PyTree[Array]) -> Float[Array, " P"]:
     return entries
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds random keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def numbers(leaf: Any) -> Any:
+    """An array as one of numbers, that a file can hold: random keys as those they are made of."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def from_numbers(leaf: Any, found: Any) -> Any:
+    """The inverse of `numbers` for an array of the kind of `leaf`."""
+    found = jnp.asarray(found)
+    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf)) if is_key(leaf) else found
+
+
 def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
     """`a` if `condition` else `b`, leaf by leaf; leaves that are no numbers are taken from `a`."""
 
     def pick(x: Any, y: Any) -> Any:
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                jnp.where(condition, jax.random.key_data(x), jax.random.key_data(y)),
-                impl=jax.random.key_impl(x),
-            )
+        if isinstance(x, jax.Array) and is_key(x):
+            return from_numbers(x, jnp.where(condition, numbers(x), numbers(y)))
         return jnp.where(condition, x, y) if eqx.is_array_like(x) else x
 
     return jtu.tree_map(pick, a, b)

@@ -33,13 +33,15 @@ class TwoPhaseRun:
             self._before = self._first.trajectory(throw=False)
             is_params = lambda p: p.params
             problem = eqx.tree_at(is_params, self._first.path.problem, self._first.params)
-            try:
+            try:  # the first phase must not be lost
                 second = self._begin(problem, float(self._before.log_t[-1]), self._first.observed)
-            except Refused as error:  # the first phase must not be lost
+                self._second = second.complete()
+            except Refused as error:
                 self._first.status = "clock_failure"
                 self._first.reason = f"the loss fell to its level, but {error}"
-            else:
-                self._second = second.complete()
+            except KeyboardInterrupt:
+                self._first.status = "interrupted"
+                self._first.reason = "the run was interrupted from the keyboard where its clock changes"
         return self
 
     def trajectory(self, throw: bool) -> Trajectory:

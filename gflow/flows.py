@@ -30,7 +30,15 @@ class AbstractFlow(eqx.Module):
 
     @abc.abstractmethod
     def vector_field(self, problem: Problem, t: Array, params: PyTree[Array]) -> PyTree[Array]:
-        """F(t, θ), a PyTree like `params`."""
+        """F(t, θ), a PyTree like `params`. The start of the run is at `problem.params`."""
+
+    def anchored(self, start: PyTree[Array]) -> "AbstractFlow":
+        """The flow with which a run that began at `start` goes on as another run.
+
+        To be overridden by a flow that depends on where it starts.
+        """
+        del start
+        return self
 
     def term(self, problem: Problem) -> diffrax.ODETerm:
         """The flow of `problem` as a diffrax term, for use with `diffrax.diffeqsolve`.
@@ -53,7 +61,7 @@ class GradientFlow(AbstractFlow):
 
 
 class LinearisedFlow(AbstractFlow):
-    """The flow of the model linearised where it starts, dθ/dt = −∇_θ L(f(·; θ₀) + ⟨∇f(·; θ₀), θ − θ₀⟩).
+    """The flow of the model linearised at θ₀, dθ/dt = −∇_θ L(f(·; θ₀) + ⟨∇f(·; θ₀), θ − θ₀⟩).
 
     It is the flow of the neural tangent kernel at θ₀, followed in the parameters, and the limit of gradient
     flow as the scale of the output grows (lazy training). For the squared error it is linear and has a closed
@@ -61,6 +69,8 @@ class LinearisedFlow(AbstractFlow):
     model as one of its own, whose outputs can be recorded.
 
     The loss may only call the model it is given.
+
+    **Arguments:** `start` is θ₀, a PyTree like the trainable leaves; by default, where the run starts.
 
     ??? cite "References"
 
@@ -71,10 +81,16 @@ class LinearisedFlow(AbstractFlow):
         [arXiv:1812.07956](https://arxiv.org/abs/1812.07956)
     """
 
+    start: PyTree[Array] | None = None
+
+    def anchored(self, start):
+        """Linearised at the same point."""
+        return self if self.start is not None else LinearisedFlow(start)
+
     def vector_field(self, problem, t, params):
         """−∇_θ L(f(·; θ₀) + ⟨∇f(·; θ₀), θ − θ₀⟩)."""
         del t
-        start = problem.params
+        start = problem.params if self.start is None else self.start
 
         def loss(p, data):
             def linear(x):

@@ -26,6 +26,7 @@ _MARKS = {"crossing": (0, (1, 1.5)), "onset": (0, (4, 1.5, 1, 1.5))}
 _DASHES = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1))]
 _SYMBOLS = {
     "loss": r"loss $L(\theta)$",
+    "log_loss": r"$\log L(\theta)$",
     "gradient_norm": r"gradient norm $\|\nabla L\|$",
     "sharpness": r"sharpness $\lambda_{\max}(\nabla^2 L)$",
     "sharpness_residual": r"residual $\|Hv-\lambda v\|$",
@@ -114,8 +115,10 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
         seen = statistics(path, optimizer)
         assert path.step is not None and path.step_loss is not None  # or there were no statistics
         threshold = optimizer.threshold(path.step)
+        sharpness = path[optimizer.quantity]
+        sharpness = sharpness if sharpness.ndim == 1 else sharpness[:, 0]  # the largest of several
         loss.plot(path.step_loss, label="iterates", **_DESCENT)
-        ratio.plot(path.step, path[optimizer.quantity] / threshold, **_DESCENT)
+        ratio.plot(path.step, sharpness / threshold, **_DESCENT)
         if "midpoint_sharpness" in path.records:
             loss.plot(path.step, path["midpoint_loss"], label="midway between iterates", **_FLOW)
             ratio.plot(path.step, path["midpoint_sharpness"] / threshold, **_FLOW)
@@ -140,7 +143,11 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
 
 
 def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure":
-    """The records of one trajectory against t, one panel each.
+    """The records of one trajectory, one panel each, against t.
+
+    A run in another clock than plain time is drawn against the variable s of that clock, because t grows
+    beyond what a float can hold; and one in two phases, whose s is that of two clocks, against log t, with a
+    vertical line at the switch and without the start at t = 0.
 
     **Arguments:**
 
@@ -148,8 +155,22 @@ def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure"
     - `names`: which records, by default all of them whose rows are numbers or vectors. The entries of a
         vector are drawn in one panel.
 
-    **Raises:** `ValueError` if a name was not recorded or its rows are neither numbers nor vectors.
+    **Returns:** the matplotlib figure.
+
+    **Raises:** `ValueError` if a name was not recorded or its rows are neither numbers nor vectors, and for
+    the trajectory of an ensemble.
     """
+    if path.statuses is not None:
+        raise ValueError(
+            "path must be the trajectory of a single run, but is that of an ensemble of "
+            f"{len(path.statuses)} members; plot the rows of its records against path.t yourself."
+        )
+    if np.array_equal(path.s, path.t):
+        variable, label = path.t, r"time $t$"
+    elif path.switch is None:
+        variable, label = path.s, r"variable $s$ of the clock"
+    else:
+        variable, label = np.where(np.isfinite(path.log_t), path.log_t, np.nan), r"$\log t$"
     if names is None:
         names = [name for name, values in path.records.items() if values.ndim <= 2]
     for name in names:
@@ -166,7 +187,7 @@ def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure"
         for i, column in enumerate(columns.T):
             shade = 0.0 if columns.shape[1] == 1 else 0.7 * i / (columns.shape[1] - 1)
             axes.plot(
-                path.t,
+                variable,
                 column,
                 color=str(shade),
                 linewidth=1.4,
@@ -177,7 +198,9 @@ def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure"
         positive = values[np.isfinite(values)]
         if positive.size and positive.min() > 0 and positive.max() > 100 * positive.min():
             _logarithmic(axes)
-    panels[-1].set_xlabel(r"time $t$")
+        if path.switch is not None:
+            axes.axvline(variable[path.switch], color="0.45", linewidth=1.0, label="switch of the clock")
+    panels[-1].set_xlabel(label)
     _legend(figure, panels)
     return figure
 

@@ -33,7 +33,11 @@ class AbstractStop(eqx.Module):
     @property
     @abc.abstractmethod
     def quantity(self) -> str:
-        """The quantity: `"loss"`, `"gradient_norm"` or the name of an observable."""
+        """The quantity: `"loss"`, `"gradient_norm"` or the name of an observable.
+
+        Along a flow in a clock other than plain time also `"log_t"`, and `"log_loss"` with a loss that has a
+        logarithm of its own.
+        """
 
     @abc.abstractmethod
     def side(self, start: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
@@ -79,8 +83,9 @@ class GradientNormBelow(AbstractStop):
 class Crosses(AbstractStop):
     """Stops where a scalar quantity crosses `level`, from whichever side it starts.
 
-    `name` is an observable of the run, `"loss"` or `"gradient_norm"`. A quantity that comes back within
-    one step of the solver has not been seen to cross.
+    `name` is an observable of the run, `"loss"` or `"gradient_norm"`; along a flow in a clock other than
+    plain time also `"log_t"`, and `"log_loss"` with a loss that has a logarithm of its own. A quantity that
+    comes back within one step of the solver has not been seen to cross.
     """
 
     name: str = eqx.field(static=True)

@@ -29,7 +29,7 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"observe", "stop"}, "above"),  # what can be recorded; when to stop
     ({"_trajectory"}, {"_tree"}),  # what a run returns
     ({"stability"}, {"_tree", "_numbers", "_trajectory"}),  # thresholds of optimisers, statistics at the edge
-    ({"_checkpoint"}, {"_trajectory"}),  # a file from which a run goes on
+    ({"_checkpoint"}, {"_tree", "_trajectory"}),  # a file from which a run goes on
     ({"_watch"}, "above"),  # stop conditions inside a compiled loop
     ({"_repeat", "_host"}, set()),  # one compiled call made again and again; what surrounds it
     ({"_start_check"}, "above"),  # what must hold where a run starts

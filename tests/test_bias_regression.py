@@ -162,6 +162,12 @@ def test_targets_that_do_not_decrease():
             bias.is_incremental(np.ones((3, 2)), np.array(target))
 
 
+def test_a_target_for_each_value():
+    for k in (1, 3):
+        with pytest.raises(ValueError, match=r"shapes \(records, k\) and \(k,\), but these are \(5, 2\)"):
+            bias.is_incremental(np.ones((5, 2)), np.arange(k, 0.0, -1))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_orthogonal_matching_pursuit(seed):
     random = np.random.default_rng(seed)

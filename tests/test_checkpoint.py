@@ -9,6 +9,7 @@ import pytest
 from systems import Linear, tanh_network
 
 import gflow
+from gflow._checkpoint import Checkpoint
 from gflow._stepper import Run
 
 ADAM = optax.adam(1e-2)  # one object, because another would be another program
@@ -103,3 +104,51 @@ def test_numbers_inside_functions_belong_to_the_run(tmp_path, interrupted_at_rec
         with pytest.raises(ValueError, match="belongs to another run"):
             run(rate, goal)
     assert run(0.1, 2.0).status == "success"
+
+
+def noisy(path):
+    optimizer = optax.chain(optax.add_noise(0.01, 0.5, 0), optax.sgd(0.1))  # keeps a random key
+    return gflow.descend(*tanh_network(), optimizer, 40, save_every=5, checkpoint=path)
+
+
+def test_random_keys_of_an_optimiser_are_kept(tmp_path, interrupted_at_record_five, monkeypatch):
+    path = tmp_path / "run.npz"
+    assert noisy(path).status == "interrupted"
+    monkeypatch.undo()
+    whole, resumed = noisy(None), noisy(path)
+    assert resumed.status == "success" and eqx.tree_equal(resumed.model, whole.model)
+    assert np.array_equal(resumed.step_loss, whole.step_loss)
+
+
+def test_an_interrupt_while_the_file_is_read_leaves_it_alone(
+    tmp_path, interrupted_at_record_five, monkeypatch
+):
+    path = tmp_path / "run.npz"
+    run = lambda: flow(path, observe=(), save_models=False)
+    assert run().status == "interrupted"
+    before = path.read_bytes()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "read", interrupted)
+        assert run().status == "interrupted"
+    assert path.read_bytes() == before
+
+
+def test_a_run_goes_on_from_its_last_record(tmp_path, monkeypatch):
+    path, drive = tmp_path / "run.npz", Run._drive
+    run = lambda: flow(path, observe=(), save_models=False)
+
+    def interrupted_at_the_end(self):
+        for params in drive(self):
+            yield params
+            if len(self.t) == 9:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_drive", interrupted_at_the_end)
+        assert run().status == "interrupted"
+    again = run()
+    assert again.status == "success" and len(again.t) == 9

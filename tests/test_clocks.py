@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from systems import Factors, Linear, tanh_network
 
 import gflow
+from gflow._stepper import Run
 from gflow._watch import Watch
 from gflow.clocks import Arclength, LogLoss, LogNorm, Time, TwoPhase
 from gflow.clocks._log_time import course, log_elapsed
@@ -563,3 +564,35 @@ def test_more_that_is_refused():
         gflow.integrate(
             Linear(jnp.zeros((2, 2))), SIGNS, 1.0, loss=Logistic(), clock=TwoPhase(), ensemble=True
         )
+
+
+class Cubic(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.dot(self.w, x) + jnp.dot(self.w, x) ** 3
+
+
+def test_a_linearised_flow_stays_linearised_where_it_began():
+    x, y = separable(0)
+    kwargs = dict(loss=Logistic(), clock=TwoPhase(Time(), LogLoss(), loss_below=0.3), save_at=[0, 5.0, 20.0])
+    model = Cubic(jnp.array([0.3, -0.2]))
+    flow = gflow.integrate(model, (x, y), 20.0, flow=gflow.flows.LinearisedFlow(), **kwargs)
+    linear = gflow.models.Linearised(model)
+    exact = gflow.integrate(linear, (x, y), 20.0, trainable=linear.trainable, **kwargs)
+    moved = flow.model.w - model.w
+    np.testing.assert_allclose(moved, exact.model.displacement.w, rtol=1e-3)
+
+
+def test_an_interrupt_where_the_clock_changes_leaves_the_first_phase(monkeypatch):
+    begin = Run._drive
+
+    def interrupted(self):
+        if self.symbol != "t":
+            raise KeyboardInterrupt
+        yield from begin(self)
+
+    monkeypatch.setattr(Run, "_drive", interrupted)
+    clock = TwoPhase(Time(), LogLoss(), loss_below=0.3)
+    traj = gflow.integrate(at_zero(2), separable(0), 20.0, loss=Logistic(), clock=clock)
+    assert traj.status == "interrupted" and traj.loss[-1] == pytest.approx(0.3, rel=1e-6)

@@ -120,3 +120,14 @@ def test_digits_at_the_edge_of_stability(dtype):
     assert 1.0 <= np.mean(both.descent["sharpness"][after]) / both.threshold <= 1.05
     # relative to a displacement that is still small, the first steps differ by about λη/2
     assert np.max(both.distance[(both.step >= 50) & ~after]) < 0.07
+
+
+def test_distances_are_taken_at_equal_times():
+    # dw/dt = 1 − w from 0: the flow is at 1 − e^{−t}, descent at 1 − (1 − η)^k
+    model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    both = gflow.compare(model, data, learning_rate=2.5, t_max=500.0, save_every=30, throw=False)
+    assert both.descent.status == "diverged" and both.step[-1] % 30  # recorded where it ended
+    steps = np.arange(len(both.distance)) * 30
+    assert 1 < len(steps) < len(both.step) and np.array_equal(both.step[: len(steps)], steps)
+    exact, there = 1 - (-1.5) ** steps[1:], 1 - np.exp(-2.5 * steps[1:])
+    np.testing.assert_allclose(both.distance[1:], np.abs(exact - there) / there, rtol=1e-3)

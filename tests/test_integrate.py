@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import diffrax
 import equinox as eqx
 import jax
@@ -413,3 +415,52 @@ def test_a_tolerance_that_hides_a_tiny_start_is_flagged():
         traj = gflow.integrate(model, data, 40.0)
     assert len(traj.warnings) == 1
     assert not gflow.integrate(model, data, 40.0, atol=1e-10).warnings
+
+
+def test_gradients_of_rejected_first_steps_are_counted():
+    loss, counted = counting(gflow.losses.Squared())
+    x, y = 3 * np.eye(2), np.array([1.0, 2.0])
+    traj = gflow.integrate(Linear(jnp.zeros(2)), (x, y), 3.0, loss=loss, solver=diffrax.Tsit5(), dt0=100.0)
+    jax.effects_barrier()
+    assert traj.stats["rejected"] > 2 and traj.stats["gradients"] == counted[0]
+
+
+@pytest.mark.parametrize("t_max", [0.1, 0.3, 0.7])
+def test_save_times_of_single_precision_reach_the_horizon(t_max):
+    times = np.linspace(0, t_max, 5, dtype=np.float32)
+    traj = gflow.integrate(Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1)), t_max, save_at=times)
+    assert traj.status == "success" and traj.t[-1] == pytest.approx(t_max, rel=1e-7)
+
+
+def test_data_keep_their_type():
+    data = Pair(np.ones((1, 1)), np.ones(1))
+    loss = lambda model, d: 0.5 * jnp.mean((jax.vmap(model)(d.x) - d.y) ** 2)
+    traj = gflow.integrate(Linear(jnp.zeros(1)), data, 1.0, loss=loss)
+    assert traj.loss[-1] == pytest.approx(0.5 * np.exp(-2), rel=1e-3)
+
+
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+def test_an_interrupt_inside_a_callback():
+    def read(value):
+        if value > 0.5:
+            raise KeyboardInterrupt
+        return value
+
+    def shown(model, data):
+        return jax.pure_callback(read, jax.ShapeDtypeStruct((), model.w.dtype), model.w[0])
+
+    data = (np.ones((1, 1)), np.ones(1))
+    traj = gflow.integrate(Linear(jnp.zeros(1)), data, 3.0, observe={"shown": shown})
+    assert traj.status == "interrupted"
+    assert 0.4 < traj["shown"][-1] <= 0.5
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "log_loss", "log_t"])
+def test_names_of_what_trajectories_hold_are_refused(name):
+    arguments = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    with pytest.raises(ValueError, match="records anyway"):
+        gflow.integrate(*arguments, 1.0, observe={name: lambda model, data: model.w[0]})

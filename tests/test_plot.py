@@ -95,3 +95,38 @@ def test_a_trajectory_has_a_panel_for_each_record():
         with pytest.raises(ValueError, match=f"{name!r} is not; this trajectory has loss, gradient_norm, w"):
             gflow.plot.trajectory(traj, [name])
     matplotlib.pyplot.close("all")
+
+
+def test_a_trajectory_in_another_clock_is_drawn_against_its_variable():
+    separable = jnp.array([[1.0, 0.2], [-1.0, 0.3]]), jnp.array([1.0, -1.0])
+    model, how = Linear(jnp.array([0.1, 0.0])), {"loss": gflow.losses.Exponential(), "save_at": 5}
+    traj = gflow.integrate(model, separable, 2e3, clock=gflow.clocks.LogLoss(), **how)
+    assert not np.isfinite(traj.t[-1])
+    figure = gflow.plot.trajectory(traj)
+    for axes, name in zip(figure.axes, traj.records, strict=True):
+        np.testing.assert_array_equal(lines(axes)[0], np.stack([traj.s, traj[name]], 1))
+    assert figure.axes[-1].get_xlabel() == r"variable $s$ of the clock"
+    clock = gflow.clocks.TwoPhase(second=gflow.clocks.LogLoss())
+    traj = gflow.integrate(model, separable, 2e3, clock=clock, **how)
+    figure = gflow.plot.trajectory(traj, ["log_loss"])
+    path, switch = lines(figure.axes[0])
+    np.testing.assert_array_equal(path[1:], np.stack([traj.log_t, traj["log_loss"]], 1)[1:])
+    assert np.isnan(path[0, 0]) and switch[0, 0] == traj.log_t[traj.switch]
+    assert figure.axes[-1].get_xlabel() == r"$\log t$"
+    matplotlib.pyplot.close("all")
+
+
+def test_an_ensemble_is_not_drawn():
+    models = Linear(jnp.array([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    traj = gflow.integrate(models, DATA, 1.0, save_at=3, ensemble=True)
+    with pytest.raises(ValueError, match="a single run, but is that of an ensemble of 3 members; plot"):
+        gflow.plot.trajectory(traj)
+
+
+def test_the_largest_of_several_eigenvalues_is_drawn_over_a_threshold_that_moves():
+    optimizer = stability.GradientDescent(lambda step: 0.5 + 0.1 * step)
+    traj = gflow.descend(MODEL, DATA, optimizer, 4, save_every=2, observe=[gflow.observe.Sharpness(k=2)])
+    figure = gflow.plot.edge({"two": (traj, optimizer)})
+    expected = traj["sharpness"][:, 0] * np.array([0.5, 0.7, 0.9]) / 2
+    np.testing.assert_allclose(lines(figure.axes[1])[0][:, 1], expected)
+    matplotlib.pyplot.close(figure)

@@ -259,6 +259,15 @@ def test_networks_with_kinks_are_known_by_their_program(activation):
         assert ("kinks" in reason) == (activation in KINKED)
 
 
+@pytest.mark.parametrize("layer", [eqx.nn.LayerNorm(20), eqx.nn.GroupNorm(4, 20), lambda x: x / jnp.std(x)])
+def test_layers_that_normalise_have_no_kinks(layer):
+    keys = jax.random.split(jax.random.key(0))
+    linear = [eqx.nn.Linear(20, 20, key=key) for key in keys]
+    model = eqx.nn.Sequential([linear[0], eqx.nn.Lambda(layer), eqx.nn.Lambda(jnp.tanh), linear[1]])
+    problem = gflow.Problem(model, (jnp.ones((4, 20)), jnp.ones((4, 20))))
+    assert "kinks" not in gflow.solvers.choose(problem, 1e-3, symmetric=True).reason
+
+
 @EACH
 @pytest.mark.slow
 def test_small_parameters_are_resolved_relative_to_themselves(solver):

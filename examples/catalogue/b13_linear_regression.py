@@ -9,6 +9,7 @@ from shared import error, regression, sum_of_squares
 
 import gflow
 
+SAVE_AT = np.concatenate([np.linspace(0, 0.99, 100), np.linspace(1, 4, 76), np.linspace(5, 60, 56)])
 OBSERVE = {"w": lambda model, _: model.effective()[0]}
 
 
@@ -34,7 +35,14 @@ def run(quick: bool) -> Entry:
         start = np.random.default_rng(seed + 100).normal(size=12)
         limit = closest(x, y, start)
         flow = gflow.integrate(
-            linear(start), (x, y), 60.0, loss=sum_of_squares, rtol=1e-10, atol=1e-13, observe=OBSERVE
+            linear(start),
+            (x, y),
+            60.0,
+            loss=sum_of_squares,
+            rtol=1e-10,
+            atol=1e-13,
+            save_at=SAVE_AT,
+            observe=OBSERVE,
         )
         if seed == 0:
             shown, exact = flow, least_squares_path(x, y, start, flow.t)

@@ -40,10 +40,14 @@ def run(quick: bool) -> Entry:
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
-        left.loglog(TOLERANCES, flows.T, "o-", ms=4)
+        labels = [f"seed {seed}" for seed in range(3)]
+        left.loglog(TOLERANCES, flows.T, "o-", ms=4, label=labels)
         left.set(xlabel="rtol of the flow", ylabel="drift")
         right.loglog(RATES, descents.T, "o-", ms=4)
-        right.set(xlabel="learning rate of descent", ylabel="drift")
+        right.set(xlabel="learning rate of descent", ylabel="drift", xticks=RATES)
+        right.set_xticklabels([f"{rate:g}" for rate in RATES])
+        right.minorticks_off()
+        left.legend()
 
     return Entry(
         "Gradient flow conserves the balancedness of neighbouring layers; gradient descent drifts "

@@ -116,7 +116,8 @@ def run(quick: bool) -> Entry:
 
     def draw(figure):
         axes = figure.subplots()
-        axes.loglog(SCALES, np.array(shown).T, "o-", ms=4)
+        labels = [f"seed {seed}" for seed in range(3)]
+        axes.loglog(SCALES, np.array(shown).T, "o-", ms=4, label=labels)
         axes.loglog(SCALES, shown[0][-1] * SCALES[-1] / SCALES, "k--", lw=0.8, label=r"$1/\alpha$")
         axes.set(xlabel=r"$\alpha$", ylabel="distance to the kernel's flow")
         axes.legend()

@@ -1,4 +1,4 @@
-"""Homogeneity in the parameters, f(x; cθ) = cᴸ f(x; θ), without which a margin has no meaning."""
+"""Homogeneity in the parameters, f(x; cθ) = cᴰ f(x; θ), without which a margin has no meaning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +20,10 @@ Data = tuple[PyTree, Labels]
 def homogeneity_degree(
     model: Callable | PyTree, x: PyTree, *, trainable: PyTree | Callable[[Any], bool] | None = None
 ) -> Float[Array, ""]:
-    """The degree L of homogeneity of a model: f(x; cθ) = cᴸ f(x; θ) for all c > 0.
+    """The degree D of homogeneity of a model: f(x; cθ) = cᴰ f(x; θ) for all c > 0.
 
     Found by evaluating f at c = 2 and c = 4, on all examples `x`, both at the parameters θ of the model and
-    at parameters nearby: biases that happen to be 0 are noticed. A linear model has L = 1, a ReLU network
+    at parameters nearby: biases that happen to be 0 are noticed. A linear model has D = 1, a ReLU network
     without biases as many as it has layers. (Biases of the first layer do no harm, as weights of a constant
     input; those of later layers do.)
 
@@ -60,7 +60,7 @@ def homogeneity_degree(
     return refuse(
         ~((error <= tolerance) & (ratio > 0)),
         jnp.log2(ratio),
-        "model must be homogeneous in its trainable parameters, f(cθ) = c^L f(θ), for a margin in parameter "
+        "model must be homogeneous in its trainable parameters, f(cθ) = c^D f(θ), for a margin in parameter "
         "space, but is not (biases after the first layer, skip "
         "connections and smooth activations break it), or vanishes on all examples; leave "
         "margins and KKT residuals out for this model.",

@@ -45,7 +45,7 @@ def half_times(
 
 def is_incremental(
     values: Float[np.ndarray, "records k"],
-    targets: Float[np.ndarray, " k"],
+    targets: Float[np.ndarray, " targets"],
     s: float = 0.1,
     f: float = 0.9,
 ) -> Bool[np.ndarray, " pairs"]:
@@ -54,10 +54,10 @@ def is_incremental(
     **Arguments:**
 
     - `values`: the values along a trajectory, one row a record. What happens between two records is not seen.
-    - `targets`: σ*, positive and strictly decreasing.
+    - `targets`: σ*, one for each column of `values`, positive and strictly decreasing.
     - `s`, `f`: what still counts as not begun, 0 < s < 1/4, and already as finished, 3/4 < f < 1.
 
-    **Raises:** `ValueError` if `targets`, `s` or `f` are out of range.
+    **Raises:** `ValueError` if `targets`, `s` or `f` are out of range, or their shapes don't fit.
 
     ??? cite "Reference"
 
@@ -72,6 +72,11 @@ def is_incremental(
             "leave out zeros and repetitions, for which one after the other has no meaning."
         )
     values = np.asarray(values)
+    if values.ndim != 2 or targets.shape != values.shape[1:]:
+        raise ValueError(
+            "values and targets must have shapes (records, k) and (k,), but these are "
+            f"{values.shape} and {targets.shape}; give one target for each column."
+        )
     finished, idle = values >= f * targets, values <= s * targets
     return np.any(finished[:, :-1] & idle[:, 1:], axis=0)
 

@@ -1,6 +1,6 @@
 """Karush-Kuhn-Tucker residuals of min ½‖θ‖² subject to qᵢ(θ) ≥ 1, the maximum margin in parameter space.
 
-For a model homogeneous of degree L, θ/‖θ‖ is along a KKT point if θ = Σᵢ λᵢ ∇qᵢ(θ) with λ ≥ 0 and λᵢ > 0
+For a model homogeneous of degree D, θ/‖θ‖ is along a KKT point if θ = Σᵢ λᵢ ∇qᵢ(θ) with λ ≥ 0 and λᵢ > 0
 only where qᵢ is smallest. The softmax duals serve as multipliers: up to scale they tend to them along a flow.
 """
 

@@ -16,12 +16,16 @@ def linear_regions(model: Callable, points: Inputs, width: float, *, share: floa
     Kinks within `width` of each other count as one, and only if their changes of slope sum up to more than a
     `share` of the total variation of the slope, Σ|Δf'|.
 
-    **Arguments:** `points` are evenly spaced along the line, much closer together than `width`.
+    **Arguments:**
+
+    - `points`: evenly spaced along the line, much closer together than `width`.
+    - `width`: in units of the inputs, the Euclidean distance between places on the line.
+    - `share`: between 0 and 1.
 
     ??? cite "Reference"
 
         I. Safran, G. Vardi and J. D. Lee. On the Effective Number of Linear Regions in Shallow Univariate
-        ReLU Networks. NeurIPS 2022.
+        ReLU Networks. NeurIPS 2022. [arXiv:2205.09072](https://arxiv.org/abs/2205.09072)
     """
     points = jnp.asarray(points)
     spacing = jnp.linalg.norm(points[1] - points[0])

@@ -71,7 +71,8 @@ def preconditioned(operator: lx.AbstractLinearOperator, diagonal: PyTree[Array])
     """P^{-1/2} A P^{-1/2}, the curvature A as an optimiser with the diagonal preconditioner P meets it.
 
     It is symmetric and has the eigenvalues of P⁻¹A. Descent θ ← θ − η P⁻¹∇L is linearly unstable where the
-    largest one exceeds 2/η. For RMSProp and Adam P = √ν + ε.
+    largest one exceeds 2/η. The P of RMSProp and Adam are those of [`gflow.stability.RMSProp`][] and
+    [`gflow.stability.Adam`][]; Adam's momentum changes the threshold, too.
 
     **Arguments:** the `operator` A, such as [`gflow.curvature.hessian`][] gives it, and `diagonal`: the
     diagonal of P, positive, a PyTree like the parameters.

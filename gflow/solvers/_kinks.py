@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 # A maximum along an axis is not among them: it belongs to every stable softmax, which is smooth.
 _KINKED = {"max", "min", "abs", "sign", "clamp", "reduce_window_max", "reduce_window_min"}
 _COMPARISONS = {"gt", "ge", "lt", "le"}
-# smooth, although computed by way of max and |·|
-_SMOOTH = {"logaddexp", "softplus", "log_sigmoid"}
+# smooth, although computed by way of max, |·| or a choice
+_VARIANCES = {"_var", "_std"}
+_SMOOTH = {"logaddexp", "softplus", "log_sigmoid"} | _VARIANCES
 
 
 def has_kinks(function: Callable[[PyTree], Any], at: PyTree) -> bool:
@@ -27,7 +28,7 @@ def has_kinks(function: Callable[[PyTree], Any], at: PyTree) -> bool:
 
 def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
     """`compared` are the positions of arguments that result from comparing floats."""
-    choosers = {program.invars[i] for i in compared}
+    choosers, positive = {program.invars[i] for i in compared}, set()
     for equation in program.eqns:
         name = equation.primitive.name
         inputs = equation.invars
@@ -36,10 +37,14 @@ def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
         elif name == "select_n" and _is_float(equation.outvars[0]) and _is_in(inputs[0], choosers):
             return True
         elif name in _KINKED and _is_float(equation.outvars[0]):
-            # log|x| has a pole and no kink, and a maximum along an axis starts from -∞
+            # log|x| has a pole and no kink, a maximum along an axis starts from -∞, and a variance, which
+            # normalising layers keep from rounding to less than 0, is none
             into_log = all(user == "log" for user in _users(program, equation.outvars[0]))
-            if not into_log and not any(map(_is_bottom, inputs)):
+            harmless = into_log or any(map(_is_bottom, inputs)) or any(_is_in(v, positive) for v in inputs)
+            if not harmless:
                 return True
+        elif str(equation.params.get("name")) in _VARIANCES:
+            positive |= set(equation.outvars)
         elif str(equation.params.get("name")) not in _SMOOTH:
             passed = frozenset(i for i, variable in enumerate(inputs) if _is_in(variable, choosers))
             for inner in map(_program, jax.tree.leaves(list(equation.params.values()))):
