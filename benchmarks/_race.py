@@ -47,7 +47,8 @@ def measure(case: Stiff, cache: Path, quick: bool) -> dict[str, Any]:
     race.own(TOLERANCES[1:3] if quick else TOLERANCES[:3] if case.costly else TOLERANCES)
     race.steps_of_a_share()
     if not case.costly:
-        race.explicit(TOLERANCES[1:2] if quick else (1e-3,) if race.large else (1e-3, 1e-5, 1e-6, 1e-7))
+        # at 1e-3, which so many parameters meet on average, Tsit5 loses the path at its limit of stability
+        race.explicit(TOLERANCES[1:2] if quick else (1e-4,) if race.large else (1e-3, 1e-5, 1e-6, 1e-7))
         if not quick:
             race.dense()
     if case.name in IN_FLOAT32 and not quick:

@@ -42,7 +42,6 @@ class _Krylov(eqx.Module):
     point: Vector  # where the field is evaluated next, relative to y0
     field: Vector
     drift: Vector  # time derivative of the field
-    basis: Vector  # leading axis: basis vectors, zero from `size` on
     small: Float[Array, "m m"]  # the Jacobian on the basis
     beta: Scalar
     following: Vector  # next basis vector
@@ -81,7 +80,8 @@ def _orthogonalised(basis: Vector, w: Vector, size: Int[Array, ""]):
 
 
 @jax.default_matmul_precision("highest")  # TF32 would spoil the projections
-def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _Krylov:
+def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tuple[_Krylov, Vector]:
+    """The loop of a step: its last carry, and the basis vectors along a leading axis, zero from `size` on."""
     vf, t0, span, h, y0, args, f0, rtol, atol, known, known_small, kept = operands
     dtype = la.real_dtype(y0)
     eps = float(jnp.finfo(dtype).eps)
@@ -95,21 +95,19 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
     # diffrax turns the time round, so that its `span` is positive and the step `h` negative.
     share = eps**0.4
 
-    def leave(k: _Krylov):
+    def leave(k: _Krylov, basis: Vector):
         """From the Lanczos phase to the stage `U = y + h phi_1(hJ) F (+ h² phi_2(hJ) f_t)`."""
         c = h * k.phis[0][:, 0] * length
-        stage = _apply(k.basis, c)
+        stage = _apply(basis, c)
         if not autonomous:
-            v = _project(k.basis, k.drift)
-            outside = la.sub(k.drift, _apply(k.basis, v))
-            stage = la.axpy(h**2 / 2, outside, la.add(stage, _apply(k.basis, h**2 * (k.phis[1] @ v))))
-        return eqx.tree_at(lambda q: (q.phase, q.point), k, (jnp.asarray(2), stage))
+            v = _project(basis, k.drift)
+            outside = la.sub(k.drift, _apply(basis, v))
+            stage = la.axpy(h**2 / 2, outside, la.add(stage, _apply(basis, h**2 * (k.phis[1] @ v))))
+        return jnp.asarray(2), stage
 
-    def lanczos(k: _Krylov, field):
+    def lanczos(k: _Krylov, basis: Vector, field):
         w = la.scale(1 / displacement, la.sub(field, f0))
-        v = k.following
         m = k.size
-        basis = jtu.tree_map(lambda b, x: b.at[m].set(x), k.basis, v)
         products, w = _orthogonalised(basis, w, m + 1)
         alpha = jnp.take(products, m)
         link = jnp.where(m > 0, k.beta, 0)
@@ -129,16 +127,16 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         full = size >= most
         failed = (full & ~settled) | ~jnp.isfinite(beta)
         k = eqx.tree_at(
-            lambda q: (q.basis, q.small, q.beta, q.following, q.size, q.phis, q.failed, q.point),
+            lambda q: (q.small, q.beta, q.following, q.size, q.phis, q.failed, q.point),
             k,
-            (basis, small, beta, direction, size, phis, k.failed | failed,
-             la.scale(displacement, direction)),
-        )  # fmt: skip
-        return jax.lax.cond(settled & ~failed, leave, lambda q: q, k)
+            (small, beta, direction, size, phis, k.failed | failed, la.scale(displacement, direction)),
+        )
+        next_one = jax.lax.cond(settled & ~failed, lambda: leave(k, basis), lambda: (k.phase, k.point))
+        return eqx.tree_at(lambda q: (q.phase, q.point), k, next_one)
 
-    def finish(k: _Krylov, field):
+    def finish(k: _Krylov, basis: Vector, field):
         """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
-        inside = _project(k.basis, k.point)
+        inside = _project(basis, k.point)
         last = jnp.arange(most) == k.size - 1
         # The residual is taken for the part that the Krylov space was made for. What it lacks of
         # the time derivative's part stays in the remainder, whose weight is right to third order.
@@ -146,21 +144,25 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         jacobian = la.axpy(
             k.beta * jnp.sum(jnp.where(last, own, 0)),
             k.following,
-            _apply(k.basis, k.small @ inside),
+            _apply(basis, k.small @ inside),
         )
         remainder = la.sub(la.sub(field, f0), jacobian)
         if not autonomous:
             remainder = la.axpy(-h, k.drift, remainder)
-        d = _project(k.basis, remainder)
-        outside = la.sub(remainder, _apply(k.basis, d))
+        d = _project(basis, remainder)
+        outside = la.sub(remainder, _apply(basis, d))
         # Outside the Krylov space phi_3 is taken at zero.
-        rest = la.axpy(h / 3, outside, _apply(k.basis, 2 * h * (k.phis[2] @ d)))
+        rest = la.axpy(h / 3, outside, _apply(basis, 2 * h * (k.phis[2] @ d)))
         # In the end point only: of the stage the product with the Jacobian must be known.
         lacking = h**2 * length * k.beta * jnp.sum(jnp.where(last, k.phis[1][:, 0], 0))
         end = la.axpy(lacking, k.following, la.add(k.point, rest))
         return eqx.tree_at(lambda q: (q.phase, q.point, q.rest), k, (jnp.asarray(3), end, rest))
 
-    def body(k: _Krylov):
+    def body(carry: tuple[_Krylov, Vector]):
+        k, basis = carry
+        # What a branch returns is copied, so that none may return all basis vectors.
+        m = jnp.minimum(k.size, most - 1)
+        basis = jtu.tree_map(lambda b, x: b.at[m].set(jnp.where(k.phase == 1, x, b[m])), basis, k.following)
         late = (k.phase >= 2).astype(dtype)
         t = t0 + (jnp.where(k.phase == 0, share, late) * span).astype(jnp.result_type(t0))
         field = la.field(vf, t, la.add(y0, k.point), args)
@@ -171,16 +173,17 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
             point = la.scale(displacement, k.following)
             return eqx.tree_at(lambda q: (q.phase, q.drift, q.point), k, (jnp.asarray(1), drift, point))
 
-        return jax.lax.switch(
+        k = jax.lax.switch(
             k.phase,
             [
                 derivative,
-                lambda k: lanczos(k, field),
-                lambda k: finish(k, field),
+                lambda k: lanczos(k, basis, field),
+                lambda k: finish(k, basis, field),
                 lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(4), field)),
             ],
             k,
         )
+        return k, basis
 
     count = jnp.zeros((), jnp.int32)
     few = known_small.shape[0]
@@ -192,13 +195,14 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> _K
         phase=jnp.asarray(1 if autonomous else 0),
         point=la.scale(displacement, following) if autonomous else zero,
         field=f0, drift=zero,
-        basis=jtu.tree_map(lambda v: jnp.zeros((most, *v.shape[1:]), v.dtype).at[:few].set(take(v)), known),
         small=jnp.zeros((most, most), dtype).at[:few, :few].set(block),
         beta=known_small[kept, kept - 1], following=following, size=kept,
         phis=jnp.zeros((4, most, most), dtype), rest=zero, evaluations=count,
         failed=jnp.asarray(False),
     )  # fmt: skip
-    return eqxi.while_loop(lambda k: (k.phase < 4) & ~k.failed, body, first, max_steps=most + 4, kind=kind)
+    basis = jtu.tree_map(lambda v: jnp.zeros((most, *v.shape[1:]), v.dtype).at[:few].set(take(v)), known)
+    going_on = lambda carry: (carry[0].phase < 4) & ~carry[0].failed
+    return eqxi.while_loop(going_on, body, (first, basis), max_steps=most + 4, kind=kind)
 
 
 @eqx.filter_custom_jvp
@@ -338,7 +342,7 @@ class EXPRB32(AbstractFlowSolver):
         autonomous = _autonomous(terms.vf, t0, y0, args)
         kept = jnp.where(jnp.asarray(made_jump) | (not autonomous), 0, state.kept)
         operands = (vf, t0, t1 - t0, h, y0, args, f0, *tolerances, state.first, state.small, kept)
-        k = _run(operands, most=self._most(y0), accuracy=self.accuracy, autonomous=autonomous)
+        k, basis = _run(operands, most=self._most(y0), accuracy=self.accuracy, autonomous=autonomous)
         few = state.small.shape[0]
         y1 = la.add(y0, k.point)
         error = jtu.tree_map(lambda e: jnp.where(k.failed, jnp.inf, e), k.rest)
@@ -347,7 +351,7 @@ class EXPRB32(AbstractFlowSolver):
             basis_size=k.size,
             gradients=state.gradients + k.evaluations + extra,
             krylov_gradients=state.krylov_gradients + k.size - kept,
-            first=jtu.tree_map(lambda v: v[:few], k.basis),
+            first=jtu.tree_map(lambda v: v[:few], basis),
             small=k.small[:few, :few],
             kept=jnp.zeros_like(state.kept),
         )
