@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from gflow import _tree
 from gflow._descend import descent_run
 from gflow._integrate import flow_run
-from gflow._numbers import Real, count, positive
+from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import (
@@ -108,7 +108,7 @@ def compare(
     *,
     learning_rate: Real,
     t_max: Real,
-    optimizer: optax.GradientTransformation | AbstractOptimizer | None = None,
+    optimizer: Real | optax.GradientTransformation | AbstractOptimizer | None = None,
     loss: Callable | None = None,
     trainable: PyTree | Callable[[Any], bool] | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -155,7 +155,8 @@ def compare(
         )
     save_every = math.ceil(steps / 500) if save_every is None else count("save_every", save_every)
     observables = as_observables(observe)
-    known = GradientDescent(rate) if optimizer is None else optimizer
+    optimizer = rate if optimizer is None else optimizer
+    known = GradientDescent(optimizer) if is_number(optimizer) else optimizer
     known = known if isinstance(known, AbstractOptimizer) else None
     needed: list[AbstractObservable] = [Sharpness()]
     if known is not None and known.quantity == "preconditioned_sharpness":
@@ -164,7 +165,7 @@ def compare(
     observables = (*observables, *(item for item in needed if item.name not in names))
     descent = descent_run(
         problem,
-        rate if optimizer is None else optimizer,
+        optimizer,
         steps,
         learning_rate=rate,
         save_every=save_every,

@@ -55,7 +55,7 @@ def descend(
         evaluations of a line search are not counted.
     - `steps`: how many steps to make.
     - `learning_rate`: what a step of an optax transformation is worth in flow time, t = learning_rate · k;
-        by default t = k. For plain descent it is η.
+        by default t = k. For plain gradient descent, also as `gflow.stability.GradientDescent`, it is η.
     - `minibatch`: the number of examples per step of stochastic descent; by default all of them. Records
         and stop conditions are always on all data, stop conditions only where a record is due.
     - `replace`: whether mini-batches are drawn with replacement, independently at each step; by default
@@ -117,21 +117,23 @@ def descent_run(
     """The arguments of `descend`, checked, as a run that has not begun."""
     dtype = problem.dtype
     steps = count("steps", steps)
-    if isinstance(optimizer, (optax.GradientTransformation, AbstractOptimizer)):
-        # as arrays, so that another number is not another program
-        as_array = lambda x: jnp.asarray(x, dtype) if is_number(x) else x
-        transformation = jax.tree.map(as_array, optimizer)
-        rate = (
-            1.0 if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
+    if not isinstance(optimizer, (optax.GradientTransformation, AbstractOptimizer)):
+        optimizer = GradientDescent(
+            positive("optimizer", optimizer, "learning rate, or an optax transformation,", dtype)
         )
-    else:
-        rate = positive("optimizer", optimizer, "learning rate, or an optax transformation,", dtype)
-        if learning_rate is not None and learning_rate != rate:
+    # as arrays, so that another number is not another program
+    as_array = lambda x: jnp.asarray(x, dtype) if is_number(x) else x
+    transformation = jax.tree.map(as_array, optimizer)
+    rate = None if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
+    if isinstance(optimizer, GradientDescent) and is_number(optimizer.learning_rate):
+        own = float(optimizer.learning_rate)
+        if rate is not None and not math.isclose(rate, own, rel_tol=1e-6):  # in single precision
             raise ValueError(
-                f"learning_rate must not differ from the float given as optimizer ({rate:.6g}), but "
-                f"{learning_rate!r} came; leave it out, or pass an optax transformation."
+                f"learning_rate must be that of gradient descent, given as optimizer ({own:.6g}), but "
+                f"{learning_rate!r} came; leave it out, or pass another optimizer."
             )
-        transformation = GradientDescent(jnp.asarray(rate, dtype))
+        rate = own
+    rate = 1.0 if rate is None else rate
     if minibatch is not None:
         minibatch = count("minibatch", minibatch)
         if minibatch > problem.examples:

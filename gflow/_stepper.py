@@ -4,7 +4,6 @@ A `Run` drives a path from the host: it asks for one record position after the o
 observables are compiled apart from the steps and can't change them.
 """
 
-import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,11 +123,13 @@ class Run:
             except KeyboardInterrupt:
                 self.interrupt()
                 return
-            except RuntimeError as error:  # raised by the model or the solver inside compiled code
-                if "KeyboardInterrupt" in str(error):  # it came while a callback ran
+            except Exception as error:
+                if self._state is None:
+                    raise
+                if _interrupted(error):
                     self.interrupt()
                     return
-                if self._state is None:
+                if not isinstance(error, RuntimeError):  # as a model or solver raises in compiled code
                     raise
                 here = self.time(self._position())
                 self._end(
@@ -158,8 +159,11 @@ class Run:
         self._save()
         here = self._position()
         if self._is_new(here):
-            with contextlib.suppress(RuntimeError):  # of a callback that is interrupted again
+            try:
                 self._record(here, self.time(here))
+            except Exception as error:
+                if not _interrupted(error):
+                    raise
         where = f"{self.symbol} = {self.time(here):.6g}"
         self._end("interrupted", f"the run was interrupted from the keyboard at {where}")
 
@@ -457,6 +461,11 @@ def doubts(
             where = f"{symbol} = {s[row]:.6g}"
             found.append(f"{name} is NaN or infinite in some records, first at {where}")
     return found
+
+
+def _interrupted(error: Exception) -> bool:
+    """Whether Ctrl-C came while a callback ran, of which jax makes an error of its own."""
+    return "KeyboardInterrupt" in str(error)
 
 
 def _stack(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:

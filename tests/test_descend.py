@@ -79,7 +79,7 @@ def test_time_axis_of_an_optimiser():
     network = tanh_network()
     assert gflow.descend(*network, optax.adam(1e-3), 10).t[-1] == 10
     assert gflow.descend(*network, optax.adam(1e-3), 10, learning_rate=1e-3).t[-1] == 1e-2
-    with pytest.raises(ValueError, match="learning_rate must not differ"):
+    with pytest.raises(ValueError, match="learning_rate must be that of"):
         gflow.descend(*network, 0.1, 10, learning_rate=0.2)
 
 

@@ -422,7 +422,7 @@ def test_gradients_of_rejected_first_steps_are_counted():
     x, y = 3 * np.eye(2), np.array([1.0, 2.0])
     traj = gflow.integrate(Linear(jnp.zeros(2)), (x, y), 3.0, loss=loss, solver=diffrax.Tsit5(), dt0=100.0)
     jax.effects_barrier()
-    assert traj.stats["rejected"] > 2 and traj.stats["gradients"] == counted[0]
+    assert traj.stats["rejected"] > 1 and traj.stats["gradients"] == counted[0]
 
 
 @pytest.mark.parametrize("t_max", [0.1, 0.3, 0.7])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import tanh_network
+from systems import Linear, tanh_network
 
 import gflow
 from gflow import stability
@@ -159,3 +159,25 @@ def test_bad_numbers_are_refused_where_they_are_given(message, make, values):
 def test_numbers_without_a_value_yet_are_taken():
     slope = jax.grad(lambda rate: stability.GradientDescent(rate).threshold())(0.5)
     np.testing.assert_allclose(slope, -8)
+
+
+def test_gradient_descent_has_the_clock_of_its_rate():
+    model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    traj = gflow.descend(model, data, stability.GradientDescent(0.2), 10)
+    assert traj.t[-1] == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="learning_rate must be that of gradient descent"):
+        gflow.descend(model, data, stability.GradientDescent(0.2), 10, learning_rate=0.7)
+    for other in (0.2, stability.GradientDescent(0.2)):
+        with pytest.raises(ValueError, match="learning_rate must be that of gradient descent"):
+            gflow.compare(model, data, learning_rate=0.05, t_max=1.0, optimizer=other)
+    both = gflow.compare(model, data, learning_rate=0.2, t_max=1.0, optimizer=0.2)
+    assert both.threshold == 10 and both.crossing is None
+
+
+def test_the_edge_of_mini_batches_is_refused():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    arguments = Linear(jnp.zeros(3)), (x, x.sum(1)), 0.2, 30
+    options = dict(observe=[gflow.observe.Sharpness()], save_every=3)
+    with pytest.raises(ValueError, match="mini-batches"):
+        stability.edge(gflow.descend(*arguments, minibatch=2, key=jax.random.key(0), **options), 0.2)
+    assert stability.edge(gflow.descend(*arguments, **options), 0.2).crossing is None

@@ -69,13 +69,21 @@ def edge(path: Trajectory, optimizer: Real | AbstractOptimizer) -> Edge:
 
     **Returns:** an [`gflow.stability.Edge`][].
 
-    **Raises:** `ValueError` if `path` is a flow or an ensemble, or `optimizer` has no threshold; `KeyError`
-    if the sharpness was not recorded.
+    **Raises:** `ValueError` if `path` is a flow, an ensemble or a descent on mini-batches, or `optimizer` has
+    no threshold; `KeyError` if the sharpness was not recorded.
     """
     optimizer = as_optimizer(optimizer)
     if path.step is None or path.step_loss is None or path.statuses is not None:
         what = "a flow" if path.statuses is None else "an ensemble"
         raise ValueError(f"path must be the trajectory of one descent, but is that of {what}.")
+    # that of a record and that of its step are the same number, or nearly, unless batches differ
+    made = path.step < len(path.step_loss)
+    apart = np.abs(path.step_loss[path.step[made]] - path.loss[made])
+    if np.any(apart > 1e-2 * np.abs(path.loss[made])):
+        raise ValueError(
+            "path must be a descent on all data, but its step_loss is that of mini-batches, which rises and "
+            "falls by chance; leave minibatch out, or record the loss and judge it yourself."
+        )
     sharpness, threshold = path[optimizer.quantity], optimizer.threshold(path.step)
     return statistics(path.step, path.records, path.step_loss, sharpness, threshold)
 
