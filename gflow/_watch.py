@@ -23,11 +23,12 @@ class Watch(eqx.Module):
 
     def __init__(
         self,
-        stop: AbstractStop | Sequence[AbstractStop],
+        stop: AbstractStop | Sequence[AbstractStop] | None,
         observables: Sequence[AbstractObservable],
         dtype: np.dtype,
         reserved: Sequence[str] = RESERVED,
     ):
+        stop = () if stop is None else stop
         stops = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
         known = {item.name: item for item in observables}
         for item in stops:

@@ -464,3 +464,9 @@ def test_names_of_what_trajectories_hold_are_refused(name):
     arguments = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
     with pytest.raises(ValueError, match="records anyway"):
         gflow.integrate(*arguments, 1.0, observe={name: lambda model, data: model.w[0]})
+
+
+def test_no_stop_may_be_said_as_none():
+    arguments = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
+    assert gflow.integrate(*arguments, 1.0, stop=None).status == "success"
+    assert gflow.descend(*arguments, 0.1, 3, stop=None).status == "success"
