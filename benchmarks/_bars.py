@@ -110,7 +110,10 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
     for error, limit in ((1e-3, 3.0), (1e-5, 5.0)):
         for name, result in problems.items():
             bound = result["degree"][f"{error:.0e}"]
-            by = lambda rows, bound=bound, error=error: _ratio(at_error(rows, DEFAULT, error), bound)
+            tried = min(row["rtol"] for row in of(result["rows"], DEFAULT)) <= error
+            by = lambda rows, bound=bound, error=error, tried=tried: (
+                _ratio(at_error(rows, DEFAULT, error), bound) if tried else UNKNOWN
+            )
             judge(f"{name}: cost at {error:.0e} / polynomial bound", limit, (name,), by)
     ends = ("P3, T=15", "P3, T=1500")
     growth = lambda *_: _exponent(problems, ends)
