@@ -1,6 +1,6 @@
 """What the race of solvers shows: costs at equal error, and what was asked for beside what was measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,9 @@ def single_cost(rows: Rows, method: str) -> dict[str, Any] | None:
     return next(iter(of(rows, method)), None)
 
 
-def best_single(rows: Rows, error: float) -> tuple[str, float] | None:
-    """The cheapest method that is not the default."""
-    costs = {name: at_error(rows, name, error) for name in ADAPTIVE}
-    known = {name: cost for name, cost in costs.items() if cost is not None}
-    return min(known.items(), key=lambda item: item[1]) if known else None
-
-
-def best_dense(rows: Rows, error: float) -> tuple[str, float] | None:
-    """The cheapest method that factors a dense Jacobian."""
-    costs = {name: at_error(rows, name, error) for name in DENSE}
+def best(rows: Rows, methods: Sequence[str], error: float) -> tuple[str, float] | None:
+    """The cheapest of some methods."""
+    costs = {name: at_error(rows, name, error) for name in methods}
     known = {name: cost for name, cost in costs.items() if cost is not None}
     return min(known.items(), key=lambda item: item[1]) if known else None
 
@@ -123,10 +116,10 @@ def bars(results: Mapping[str, Any]) -> list[list[Any]]:
             by = lambda rows, r=rival: _beside(at_error(rows, DEFAULT, 2e-6), at_error(rows, r, 2e-6))
             judge(f"{name}: cost at 2e-6 / that of {rival}", 1 / 3, (name,), by)
     for name, result in problems.items():
-        best = best_single(result["rows"], 1e-3)
-        if best is not None:
-            by = lambda rows, cost=best[1]: _ratio(at_error(rows, DEFAULT, 1e-3), cost)
-            judge(f"{name}: cost at 1e-3 / best single solver, {best[0]}", 1.2, (name,), by)
+        single = best(result["rows"], ADAPTIVE, 1e-3)
+        if single is not None:
+            by = lambda rows, cost=single[1]: _ratio(at_error(rows, DEFAULT, 1e-3), cost)
+            judge(f"{name}: cost at 1e-3 / best single solver, {single[0]}", 1.2, (name,), by)
     tsit5 = lambda rows: _beside(at_error(rows, DEFAULT, 1e-3), at_error(rows, "Tsit5", 1e-3))
     judge("P2, T=100: cost at 1e-3 / that of Tsit5", 1.0, ("P2, T=100",), tsit5)
     for name, result in problems.items():
@@ -198,8 +191,8 @@ def rendered(results: Mapping[str, Any]) -> str:
     for name, result in problems.items():
         rows, cells = result["rows"], [name]
         for error in ERRORS[1:]:
-            cost, best = at_error(rows, DEFAULT, error), best_single(rows, error)
-            cells += [cost and round(cost), best and f"{best[1]:.0f} ({best[0]})"]
+            cost, single = at_error(rows, DEFAULT, error), best(rows, ADAPTIVE, error)
+            cells += [cost and round(cost), single and f"{single[1]:.0f} ({single[0]})"]
         tighter.append(cells)
     parts += ["Cost at smaller errors.", table(header, tighter)]
     header = ["problem", "solver", *(f"error / rtol at {rtol:.0e}" for rtol in TOLERANCES), "radius"]
@@ -271,5 +264,5 @@ def _counted(row: dict[str, Any] | None, what: str = "gradients") -> str | None:
 
 
 def _best_dense(rows: Rows) -> str | None:
-    best = best_dense(rows, 1e-3)
-    return best and f"{best[1]:.0f} ({best[0].removeprefix('scipy ')})"
+    dense = best(rows, DENSE, 1e-3)
+    return dense and f"{dense[1]:.0f} ({dense[0].removeprefix('scipy ')})"

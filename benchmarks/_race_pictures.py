@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bars import Rows, at_error, best_dense, of
-from _race import DEFAULT, EXPLICIT, GD, OWN, RK4, TORCH
+from _bars import Rows, at_error, best, of
+from _race import DEFAULT, DENSE, EXPLICIT, GD, OWN, RK4, TORCH
 
 BEST_DENSE = "best with a dense Jacobian"
 # Told apart by marker and line as well as by colour.
@@ -43,9 +43,9 @@ def draw_errors(problems: Mapping[str, Any], path: Path) -> None:
         ax.set_axis_off()
     handles: dict[str, Any] = {}
     for ax, (name, result) in zip(axes.flat, problems.items(), strict=False):
-        best = best_dense(result["rows"], 1e-3)
+        dense = best(result["rows"], DENSE, 1e-3)
         runs = {method: of(result["rows"], method) for method in METHODS}
-        runs[BEST_DENSE] = of(result["rows"], best[0]) if best else []
+        runs[BEST_DENSE] = of(result["rows"], dense[0]) if dense else []
         for method, rows in runs.items():
             count = "gradients" if method in (GD, RK4) else "cost"
             points = sorted((r["error"], r[count]) for r in rows if r["error"])

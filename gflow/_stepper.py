@@ -23,7 +23,7 @@ from gflow._path import NONFINITE, RUNNING, STOPPED, AbstractPath, AbstractSwitc
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import OF_CLOCKS, RESERVED, AbstractObservable, AbstractStepObservable, Step
+from gflow.observe import OWN, RESERVED, AbstractObservable, AbstractStepObservable, Step
 
 
 @eqx.filter_jit
@@ -44,8 +44,7 @@ def read_observables(observables, problem, params, states, step=None):
     values = {name: value for reading in readings for name, value in reading.values.items()}
     hvps = sum((reading.hvps for reading in readings), jnp.array(0))
     names = [name for reading in readings for name in reading.values]
-    own = (*RESERVED, *OF_CLOCKS)
-    if len({*names, *own}) < len(names) + len(own):
+    if len({*names, *OWN}) < len(names) + len(OWN):
         raise ValueError(
             f"observe records {', '.join(sorted(names))}, of which two are the same or what a trajectory "
             "records anyway; give each observable its own name."
@@ -351,10 +350,12 @@ class Run:
             return {"now": (self._state, self._last, self.observed)}
 
         found = checkpoint.read(like, rows=("step_losses", "records", "saved"))
-        if found is None:
-            self._checkpoint = checkpoint
-            return
-        header, trees = found
+        if found is not None:
+            self._go_on_from(*found)
+        self._checkpoint = checkpoint  # an interrupt before this must not replace the file
+
+    def _go_on_from(self, header: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint holds."""
         self._done, self.t, self._doubtful = header["done"], header["t"], header["doubtful"]
         self._at = list(self.positions[: len(self.t)])
         self._gradients, self._hvps = header["gradients"], header["hvps"]
@@ -367,7 +368,6 @@ class Run:
             structure = jtu.tree_structure(self._last)
             rows = zip(*map(jnp.asarray, trees["saved"]), strict=True)
             self.saved = [jtu.tree_unflatten(structure, leaves) for leaves in rows]
-        self._checkpoint = checkpoint  # an interrupt before this must not replace the file
 
     def trajectory(self, throw: bool) -> Trajectory:
         """What was recorded. Raises `FlowError` with it if the run failed and `throw` is true."""

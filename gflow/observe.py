@@ -395,14 +395,15 @@ def as_observables(
                     "that as its key."
                 )
     names = [item.name for item in found]
-    taken = {n for n in names if names.count(n) > 1 or n in (*RESERVED, *OF_CLOCKS)}
+    taken = {n for n in names if names.count(n) > 1 or n in OWN}
     if taken:
         raise ValueError(
             f"observe names {sorted(taken)} more than once, or what a trajectory records anyway "
-            f"({', '.join(RESERVED)}; in some clocks {', '.join(OF_CLOCKS)}); give each its own name."
+            f"({', '.join(OWN)}); give each observable its own name."
         )
     # as arrays, so that another tolerance is another number and not another program
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, found)
 
 
-RESERVED, OF_CLOCKS = ("loss", "gradient_norm"), ("log_loss", "log_t")
+RESERVED = ("loss", "gradient_norm")
+OWN = (*RESERVED, "log_loss", "log_t")  # with what clocks other than plain time add

@@ -11,6 +11,7 @@ from gflow._compare import Comparison
 from gflow._trajectory import Trajectory
 from gflow.stability import AbstractOptimizer
 from gflow.stability import edge as statistics
+from gflow.stability._edge import largest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,10 +116,8 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
         seen = statistics(path, optimizer)
         assert path.step is not None and path.step_loss is not None  # or there were no statistics
         threshold = optimizer.threshold(path.step)
-        sharpness = path[optimizer.quantity]
-        sharpness = sharpness if sharpness.ndim == 1 else sharpness[:, 0]  # the largest of several
         loss.plot(path.step_loss, label="iterates", **_DESCENT)
-        ratio.plot(path.step, sharpness / threshold, **_DESCENT)
+        ratio.plot(path.step, largest(path[optimizer.quantity]) / threshold, **_DESCENT)
         if "midpoint_sharpness" in path.records:
             loss.plot(path.step, path["midpoint_loss"], label="midway between iterates", **_FLOW)
             ratio.plot(path.step, path["midpoint_sharpness"] / threshold, **_FLOW)

@@ -111,7 +111,7 @@ def statistics(
 
     `threshold`, that of `sharpness`, is one number or one per record.
     """
-    sharpness = sharpness if sharpness.ndim == 1 else sharpness[:, 0]  # the largest of several
+    sharpness = largest(sharpness)
     threshold = np.broadcast_to(np.asarray(threshold, np.float64), sharpness.shape)
     above = np.flatnonzero(sharpness > threshold)
     crossing = int(step[above[0]]) if len(above) else None
@@ -143,6 +143,11 @@ def statistics(
         amplitude=float(np.sqrt(_mean_and_spread(oscillation**2)[0])),
         alternation=_alternation(step[window], oscillation),
     )
+
+
+def largest(sharpness: Float[np.ndarray, "records *k"]) -> Float[np.ndarray, " records"]:
+    """The largest eigenvalue of each record, of which there may be several."""
+    return sharpness if sharpness.ndim == 1 else sharpness[:, 0]
 
 
 def _mean_and_spread(values: np.ndarray) -> tuple[float, float]:
