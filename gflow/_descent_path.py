@@ -16,7 +16,6 @@ from gflow._path import (
     STOPPED,
     AbstractPath,
     Position,
-    loss_and_gradient_norm,
 )
 from gflow._problem import Problem
 from gflow._watch import Watch
@@ -207,17 +206,17 @@ class DescentPath(AbstractPath):
         margins, _, hvps = self.watch.margins(self.problem, state.params, state.sides, state.watched)
         return margins, hvps
 
-    def evaluate(self, state):
+    def evaluate(self, state, position):
         """On all data."""
-        return loss_and_gradient_norm(self.problem, state.params)
+        del position
+        loss, gradient = self.problem.value_and_gradient(state.params)
+        return state.params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}, 1
 
     def record(self, state, position):
         """Known from the step itself, except for mini-batches."""
-        del position
-        loss, norm = state.loss, state.gradient_norm
         if self.minibatch is not None:
-            loss, norm = loss_and_gradient_norm(self.problem, state.params)
-        return state.params, {"loss": loss, "gradient_norm": norm}, int(self.minibatch is not None)
+            return self.evaluate(state, position)
+        return state.params, {"loss": state.loss, "gradient_norm": state.gradient_norm}, 0
 
     @eqx.filter_jit
     def next_step(self, state):

@@ -92,8 +92,8 @@ class _Ensemble(eqx.Module):
 
     @eqx.filter_jit
     def evaluate(self, state):
-        """Loss and gradient norm at the start."""
-        return self._each(lambda path, state: path.evaluate(state), state)
+        """What a record holds at the start."""
+        return self._each(lambda path, state: path.evaluate(state, np.asarray(0.0))[1], state)
 
     def advance(self, state, until, budget):
         """Moves every member on to its own `until`; those that are there or have ended wait."""

@@ -264,26 +264,19 @@ class FlowPath(AbstractPath):
         """The time reached."""
         return Position(state.t, state.steps, state.code)
 
-    def evaluate(self, state):
-        """By the program that makes the records, so that no other is compiled."""
-        values = self._record(state, np.asarray(0.0))[1]
-        return values["loss"], values["gradient_norm"]
-
     def record(self, state, position):
         """From the solver's dense output within the last step: one gradient."""
-        return *self._record(state, position), 1
-
-    @eqx.filter_jit
-    def _record(self, state, position):
         t = position.astype(state.t.dtype)
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
         log_t = None if state.mark is None else state.mark.log_t
         vector, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
         params = self._parameters(vector)
         if log_t is not None:
-            return params, self._known(params, log_t)
+            return params, self._known(params, log_t), 1
         loss, gradient = self.problem.value_and_gradient(params)
-        return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}
+        return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}, 1
+
+    evaluate = record  # the same program, so that no other is compiled
 
     def _at(self, state, t):
         """Within the last step, θ and log t."""

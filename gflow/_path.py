@@ -11,7 +11,6 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from gflow import _tree
 from gflow._problem import Problem
 from gflow._watch import Watch
 from gflow.observe import Step
@@ -47,8 +46,8 @@ class AbstractPath(eqx.Module):
         """The position of `state`."""
 
     @abc.abstractmethod
-    def evaluate(self, state: PyTree) -> tuple[Array, Array]:
-        """Loss and gradient norm at the start, evaluated anew at each call."""
+    def evaluate(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
+        """What `record` gives, evaluated anew."""
 
     @abc.abstractmethod
     def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
@@ -117,10 +116,3 @@ class AbstractSwitch(abc.ABC):
     @abc.abstractmethod
     def told(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The statistics of the last path, with what was changed."""
-
-
-@eqx.filter_jit
-def loss_and_gradient_norm(problem: Problem, params: PyTree) -> tuple[Array, Array]:
-    """What every record holds."""
-    loss, gradient = problem.value_and_gradient(params)
-    return loss, _tree.norm(gradient)

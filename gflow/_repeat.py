@@ -33,6 +33,10 @@ class Repeat:
         )
         return seen
 
+    def ask(self, question: Callable, *numbers: np.ndarray) -> Any:
+        """`question(fixed, state, *numbers)`, compiled; the state stays as it is."""
+        return _ask(question, self._fixed_form, self._form, self._fixed, self._state, numbers)
+
 
 @eqx.filter_jit  # cheap on lists of arrays, and it tells what error a model raised
 def _call(functions, fixed_form, form, fixed, state, numbers):
@@ -42,6 +46,11 @@ def _call(functions, fixed_form, form, fixed, state, numbers):
     leaves, form_after = _apart(after)
     assert form_after == form, "the state must keep its form"
     return leaves, look(fixed, after)
+
+
+@eqx.filter_jit
+def _ask(question, fixed_form, form, fixed, state, numbers):
+    return question(_together(fixed, fixed_form), _together(state, form), *numbers)
 
 
 def _apart(tree: PyTree) -> tuple[list[Array], Hashable]:

@@ -1,6 +1,6 @@
 """What must hold where a run starts: a finite loss with a finite gradient, the same at every evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -13,14 +13,19 @@ from gflow._problem import Problem
 
 
 def check_start(
-    problem: Problem, evaluate: Callable[[], tuple[Array, Array]]
+    problem: Problem, evaluate: Callable[[], Mapping[str, Array]]
 ) -> Float[np.ndarray, "*members"]:
     """The loss at the start; refuses a problem that is not finite there or not deterministic.
 
-    `evaluate()` gives loss and gradient norm there, evaluated anew at each call; of an ensemble as arrays
-    with one entry per member, and `problem` is that of one of them.
+    `evaluate()` gives what a record holds there, evaluated anew at each call; of an ensemble as arrays with
+    one entry per member, and `problem` is that of one of them.
     """
-    first, second = (np.stack([np.asarray(part, np.float64) for part in evaluate()]) for _ in range(2))
+
+    def once() -> Float[np.ndarray, "2 *members"]:
+        values = evaluate()
+        return np.stack([np.asarray(values[name], np.float64) for name in ("loss", "gradient_norm")])
+
+    first, second = once(), once()
     unusable = np.argwhere(~np.isfinite(first).all(axis=0))
     if len(unusable):
         loss, gradient_norm = first[(slice(None), *unusable[0])]

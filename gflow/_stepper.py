@@ -170,7 +170,9 @@ class Run:
         with progress_bar(self.time(self.end), self.progress) as bar:
             path = self.path
             state = path.start()
-            self._initial_loss = float(check_start(path.problem, lambda: path.evaluate(state)))
+            self._moves = Repeat(type(path).advance, type(path).where, path, state)
+            evaluate = lambda: self._moves.ask(type(path).evaluate, np.asarray(0.0))[1]
+            self._initial_loss = float(check_start(path.problem, evaluate))
             self._gradients += 2
             self._last = path.problem.params
             if self.observed is None:
@@ -248,7 +250,7 @@ class Run:
             yield self._last
         else:
             # finite, even if the loss is not
-            self._last, _, gradients = self.path.record(self._state, np.asarray(here))
+            self._last, _, gradients = self._moves.ask(type(self.path).record, np.asarray(here))
             self._gradients += gradients
 
     def stopped_at(self, here: float | int, which: int) -> str:
@@ -283,7 +285,7 @@ class Run:
 
     def _record(self, position: float | int, t: float | None) -> bool:
         """Measures at `position`; records it at time `t`, if that is given and all is finite there."""
-        params, own, gradients = self.path.record(self._state, np.asarray(position))
+        params, own, gradients = self._moves.ask(type(self.path).record, np.asarray(position))
         self._gradients += gradients
         if not np.all(np.isfinite(jax.device_get((own["loss"], own["gradient_norm"])))):
             return False

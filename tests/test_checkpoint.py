@@ -69,6 +69,7 @@ def test_goes_on_bit_for_bit(run, tmp_path, interrupted_at_record_five, monkeypa
         assert resumed.stats[count] == whole.stats[count]
 
 
+@pytest.mark.slow
 def test_belongs_to_one_run(tmp_path, interrupted_at_record_five):
     path, observe = tmp_path / "run.npz", {"first": OBSERVE["first"]}
     flow(path, observe=observe)
@@ -111,6 +112,7 @@ def noisy(path):
     return gflow.descend(*tanh_network(), optimizer, 40, save_every=5, checkpoint=path)
 
 
+@pytest.mark.slow
 def test_random_keys_of_an_optimiser_are_kept(tmp_path, interrupted_at_record_five, monkeypatch):
     path = tmp_path / "run.npz"
     assert noisy(path).status == "interrupted"

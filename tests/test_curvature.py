@@ -297,7 +297,7 @@ def moments_of_matrix(matrix):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_moments_of_the_density_of_a_network(seed):
     network = tanh_network((16, 36, 36, 6), examples=60, seed=seed)
     problem, key = problem_of(network), jax.random.key(seed)

@@ -37,6 +37,7 @@ def test_shapes_counts_and_ranges(name):
     assert (x.min(), x.max()) == pytest.approx((low, high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_order_never_changes(name):
     for first, second in zip(load(name), getattr(data, name)(), strict=True):

@@ -97,6 +97,7 @@ def test_a_trajectory_has_a_panel_for_each_record():
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_a_trajectory_in_another_clock_is_drawn_against_its_variable():
     separable = jnp.array([[1.0, 0.2], [-1.0, 0.3]]), jnp.array([1.0, -1.0])
     model, how = Linear(jnp.array([0.1, 0.0])), {"loss": gflow.losses.Exponential(), "save_at": 5}

@@ -142,6 +142,7 @@ def test_derivatives(transform):
     np.testing.assert_allclose(value, exact, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_float32_and_pytree_and_vmap():
     def vf(t, y, args):
         return {"a": -args * y["a"], "b": -(y["b"] ** 3)}
@@ -156,6 +157,7 @@ def test_float32_and_pytree_and_vmap():
     np.testing.assert_allclose(out["b"][:, 0, 0], [3**-0.5] * 2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_basis_exhausted_and_nan_shorten_the_step():
     rates = jnp.logspace(-2, 3, 200)
     solver = solvers.EXPRB32(rtol=1e-5, atol=1e-5, max_basis=6)

@@ -93,6 +93,7 @@ def test_an_endless_horizon_from_rest(solver):
     assert traj.t[0] == 5.0 and traj.loss[0] == 0.0 and traj.status in ("max_steps", "success")
 
 
+@pytest.mark.slow
 def test_the_choice_is_told_and_can_be_overruled():
     network = tanh_network(sizes=(3, 4, 1))
     small = gflow.integrate(*network, 0.1, save_at=2)

@@ -184,8 +184,9 @@ def test_dense_output_order(solver):
 
 
 @pytest.mark.slow
-@EACH
-def test_pytree_saveat_event_vmap(solver):
+def test_pytree_saveat_event_vmap():
+    solver = SOLVERS[1]
+
     def vf(t, y, args):
         return {"a": -y["a"] * args, "b": (-20.0 * y["b"][0],)}
 
@@ -207,14 +208,21 @@ def test_pytree_saveat_event_vmap(solver):
 
 
 @pytest.mark.slow
-@EACH
-@pytest.mark.parametrize("mode", ["recursive", "direct", "forward"])
-def test_derivatives(solver, mode):
-    adjoint, transform = {
-        "recursive": (dfx.RecursiveCheckpointAdjoint(), jax.grad),
-        "direct": (dfx.DirectAdjoint(), jax.grad),
-        "forward": (dfx.ForwardMode(), jax.jacfwd),
-    }[mode]
+@pytest.mark.parametrize(
+    "solver, adjoint, transform",
+    [
+        (SOLVERS[1], dfx.RecursiveCheckpointAdjoint(), jax.grad),
+        (SOLVERS[1], dfx.DirectAdjoint(), jax.grad),
+        (SOLVERS[1], dfx.ForwardMode(), jax.jacfwd),
+        (
+            SOLVERS[0],
+            dfx.RecursiveCheckpointAdjoint(),
+            jax.grad,
+        ),
+    ],
+    ids=["recursive", "direct", "forward", "RKC2"],
+)
+def test_derivatives(solver, adjoint, transform):
 
     def final(k):
         # k is closed over on purpose.
@@ -355,17 +363,21 @@ def deep_linear(scale):
 
 
 @pytest.mark.slow
-@EACH
 @pytest.mark.parametrize("scale,horizon", [(0.05, 15.0), (0.02, 20.0), (0.01, 25.0)])
-def test_out_of_a_saddle(solver, scale, horizon):
+def test_out_of_a_saddle(scale, horizon):
     loss, w = deep_linear(scale)
     gradient = jax.jit(jax.grad(loss))
     reference = solve_ivp(
         lambda t, y: -np.asarray(gradient(y.reshape(3, 50, 50))).ravel(), (0, horizon),
         np.asarray(w).ravel(), method="DOP853", rtol=1e-9, atol=1e-11,
     ).y[:, -1]  # fmt: skip
-    for rtol in (1e-2, 1e-3, 1e-4):
-        inner, atol = solver.tolerances(rtol, 1e-3 * rtol)
-        sol = solve(lambda t, y, args: -jax.grad(loss)(y), w, horizon, solver, inner, atol=atol)
-        error = np.linalg.norm(np.asarray(sol.ys).ravel() - reference) / np.linalg.norm(reference)
-        assert 0.1 * rtol < error < 3 * rtol
+    for solver in SOLVERS:
+
+        @jax.jit
+        def end(inner, atol, solver=solver):
+            return solve(lambda t, y, args: -jax.grad(loss)(y), w, horizon, solver, inner, atol=atol).ys
+
+        for rtol in (1e-2, 1e-3, 1e-4):
+            found = np.asarray(end(*solver.tolerances(rtol, 1e-3 * rtol))).ravel()
+            error = np.linalg.norm(found - reference) / np.linalg.norm(reference)
+            assert 0.1 * rtol < error < 3 * rtol

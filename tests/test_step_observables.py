@@ -68,6 +68,7 @@ def test_against_dense_matrices(optimizer, second_moment):
         np.testing.assert_allclose(traj["oscillation"][i], expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_oscillation_on_a_quadratic_in_closed_form():
     # L = ½(4a² + b²), η = 0.45: a_k = (1 − 4η)^k alternates, b_k = (1 − η)^k doesn't
     data = (np.diag([np.sqrt(8.0), np.sqrt(2.0)]), np.zeros(2))
