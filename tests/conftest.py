@@ -15,6 +15,12 @@ def is_known(flags: str) -> bool:
     return not subprocess.run(command, env=environment, capture_output=True).returncode
 
 
+# Processes side by side get in each other's way if each computes on all cores.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    worker, workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[worker % len(cores) :: workers])
+
 jax.config.update("jax_enable_x64", True)
 # Optimising programs that run for milliseconds would take most of the time of the tests. An XLA_FLAGS of your
 # own, an empty one as well, leaves the compiler as it comes. Processes of the tests inherit what is set here.
