@@ -309,7 +309,7 @@ def main() -> None:
     results: dict[str, Any] = {"quick": quick}
     results["integrate"] = [
         against_diffrax(records, repeats=3 if quick else 9, processes=1 if quick else 5)
-        for records in ((2,) if quick else (2, 101))
+        for records in ((101,) if quick else (2, 101))
     ]
     results["descend"] = [
         against_optax(5000 if quick else 50000, repeats=2 if quick else 3, dtype=dtype)

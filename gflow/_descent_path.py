@@ -210,13 +210,12 @@ class DescentPath(AbstractPath):
         """On all data."""
         del position
         loss, gradient = self.problem.value_and_gradient(state.params)
-        return state.params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}, 1
+        return state.params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}
 
-    def record(self, state, position):
-        """Known from the step itself, except for mini-batches."""
-        if self.minibatch is not None:
-            return self.evaluate(state, position)
-        return state.params, {"loss": state.loss, "gradient_norm": state.gradient_norm}, 0
+    def known(self, state):
+        """From the step itself, except for mini-batches."""
+        if self.minibatch is None:
+            return state.params, {"loss": state.loss, "gradient_norm": state.gradient_norm}
 
     @eqx.filter_jit
     def next_step(self, state):

@@ -111,9 +111,10 @@ class _Ensemble(eqx.Module):
         """
 
         def of_one(path, state, position, last, is_open):
-            params, values, gradients = path.record(state, position)
+            known = path.known(state)
+            params, values = path.evaluate(state, position) if known is None else known
             finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
-            return _tree.where(is_open & finite, params, last), values, finite, gradients
+            return _tree.where(is_open & finite, params, last), values, finite, int(known is None)
 
         return self._each(of_one, state, position, last, is_open)
 

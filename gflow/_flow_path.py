@@ -264,19 +264,21 @@ class FlowPath(AbstractPath):
         """The time reached."""
         return Position(state.t, state.steps, state.code)
 
-    def record(self, state, position):
-        """From the solver's dense output within the last step: one gradient."""
+    def evaluate(self, state, position):
+        """From the solver's dense output within the last step."""
         t = position.astype(state.t.dtype)
         # the end of the step itself, not its interpolation, so that records can't touch a bit of it
         log_t = None if state.mark is None else state.mark.log_t
         vector, log_t = jax.lax.cond(t >= state.t, lambda: (state.params, log_t), lambda: self._at(state, t))
         params = self._parameters(vector)
         if log_t is not None:
-            return params, self._known(params, log_t), 1
+            return params, self._known(params, log_t)
         loss, gradient = self.problem.value_and_gradient(params)
-        return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}, 1
+        return params, {"loss": loss, "gradient_norm": _tree.norm(gradient)}
 
-    evaluate = record  # the same program, so that no other is compiled
+    def known(self, state):
+        """None: a step rarely ends where a record is made."""
+        del state
 
     def _at(self, state, t):
         """Within the last step, θ and log t."""

@@ -46,16 +46,15 @@ class AbstractPath(eqx.Module):
         """The position of `state`."""
 
     @abc.abstractmethod
-    def evaluate(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
-        """What `record` gives, evaluated anew."""
+    def evaluate(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array]]:
+        """θ at `position`, which lies within the last step, and what every record of this path holds there.
+
+        That is loss, gradient norm, and with some clocks `log_loss` and `log_t`. It takes one gradient.
+        """
 
     @abc.abstractmethod
-    def record(self, state: PyTree, position: Any) -> tuple[PyTree[Array], dict[str, Array], int]:
-        """θ at `position`, which lies within the last step, and what every record of this path holds.
-
-        That is loss, gradient norm, and with some clocks `log_loss` and `log_t`. And the number of gradients
-        that this took.
-        """
+    def known(self, state: PyTree) -> tuple[PyTree[Array], dict[str, Array]] | None:
+        """What `evaluate` would give, if the steps have found it already; `None` if not."""
 
     @abc.abstractmethod
     def locate(self, state: PyTree) -> tuple[float | int, int, int, int]:

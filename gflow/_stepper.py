@@ -156,6 +156,7 @@ class Run:
         if self._state is None:
             raise KeyboardInterrupt
         self._save()
+        self._take(self.path, self._state)  # the interrupt may have come between two that belong together
         here = self._position()
         if self._is_new(here):
             try:
@@ -171,8 +172,7 @@ class Run:
             path = self.path
             state = path.start()
             self._moves = Repeat(type(path).advance, type(path).where, path, state)
-            evaluate = lambda: self._moves.ask(type(path).evaluate, np.asarray(0.0))[1]
-            self._initial_loss = float(check_start(path.problem, evaluate))
+            self._initial_loss = float(check_start(path.problem, lambda: self._evaluated(0)[1]))
             self._gradients += 2
             self._last = path.problem.params
             if self.observed is None:
@@ -249,9 +249,7 @@ class Run:
         if self._record(here, self.time(here)):
             yield self._last
         else:
-            # finite, even if the loss is not
-            self._last, _, gradients = self._moves.ask(type(self.path).record, np.asarray(here))
-            self._gradients += gradients
+            self._last, _ = self._measured(here)  # finite, even if the loss is not
 
     def stopped_at(self, here: float | int, which: int) -> str:
         """The reason of a run that the stop condition number `which` ended."""
@@ -283,10 +281,21 @@ class Run:
             losses, count = kept
             self._step_losses.append(np.asarray(losses)[: int(count)])
 
+    def _measured(self, position: float | int) -> tuple[PyTree[Array], dict[str, Array]]:
+        """θ at `position` of the path, and what a record holds."""
+        known = self.path.known(self._state)
+        if known is not None:
+            return known
+        self._gradients += 1
+        return self._evaluated(position)
+
+    def _evaluated(self, position: float | int) -> tuple[PyTree[Array], dict[str, Array]]:
+        # one program for all of them, whatever kind of number a position is
+        return self._moves.ask(type(self.path).evaluate, np.asarray(position, np.float64))
+
     def _record(self, position: float | int, t: float | None) -> bool:
         """Measures at `position`; records it at time `t`, if that is given and all is finite there."""
-        params, own, gradients = self._moves.ask(type(self.path).record, np.asarray(position))
-        self._gradients += gradients
+        params, own = self._measured(position)
         if not np.all(np.isfinite(jax.device_get((own["loss"], own["gradient_norm"])))):
             return False
         self._last, self._final_loss = params, own["loss"]

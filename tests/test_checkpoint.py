@@ -139,6 +139,26 @@ def test_an_interrupt_while_the_file_is_read_leaves_it_alone(
     assert path.read_bytes() == before
 
 
+def test_an_interrupt_while_a_run_goes_on_from_its_file_records_the_place_reached(
+    tmp_path, interrupted_at_record_five, monkeypatch
+):
+    path = tmp_path / "run.npz"
+    run = lambda: flow(path, observe=(), save_models=False)
+    partial = run()
+    monkeypatch.undo()
+    go_on = Run._go_on_from
+
+    def interrupted(self, *arguments):
+        go_on(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_go_on_from", interrupted)
+        again = run()
+    assert again.status == "interrupted" and again.t[-1] == partial.t[-1] > partial.t[-2]
+    assert again.loss[-1] == partial.loss[-1] < partial.loss[-2]
+
+
 def test_a_run_goes_on_from_its_last_record(tmp_path, monkeypatch):
     path, drive = tmp_path / "run.npz", Run._drive
     run = lambda: flow(path, observe=(), save_models=False)

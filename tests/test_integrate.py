@@ -230,7 +230,6 @@ def test_fixed_steps(solver):
     assert traj.stats["steps"] == 10
 
 
-@pytest.mark.slow
 def test_what_is_recorded_does_not_change_the_path():
     network = tanh_network()
     runs = [
@@ -274,7 +273,6 @@ def test_records_are_those_of_the_saved_models():
         np.testing.assert_allclose(traj.gradient_norm[i], np.linalg.norm(flat), rtol=1e-12)
 
 
-@pytest.mark.slow
 def test_other_numbers_compile_nothing():
     network = tanh_network(sizes=(5, 7, 3))
     calls = dict(stop=gflow.stop.LossBelow(1e-9), observe={"n": _weight})

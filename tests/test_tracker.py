@@ -163,9 +163,9 @@ def network(seed, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, seeds", [(np.float32, 3), (np.float64, 1)])  # all by benchmarks/curvature.py
-def test_every_step_at_the_edge_of_stability(dtype, seeds):
-    for seed in range(seeds):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_step_at_the_edge_of_stability(dtype):
+    for seed in range(3):
         model, data = network(seed, dtype)
         observe = [gflow.observe.Sharpness()]
         traj = gflow.descend(model, data, 0.4, 500, save_every=1, save_models=True, observe=observe)
@@ -174,7 +174,7 @@ def test_every_step_at_the_edge_of_stability(dtype, seeds):
         hvps = traj["sharpness_hvps"]
         assert hvps.sum() == traj.stats["record_hvps"]
         assert hvps[:onset].mean() <= 3 and hvps[onset:].mean() <= 8
-        steps = np.arange(seed, 501, 7)  # both phases of the oscillation
+        steps = np.arange(seed, 501, 13)  # both phases of the oscillation
         exact = np.array([sharpness_by_scipy(traj, data, i) for i in steps])
         error = np.abs(traj["sharpness"][steps] / exact - 1)
         assert error[steps < onset].max() <= 1e-4
