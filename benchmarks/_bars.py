@@ -144,8 +144,8 @@ def _timed(results: Mapping[str, Any]) -> list[list[Any]]:
     if "compile" in results:
         value = median_ratio(results["compile"]["seconds"])
         found = [[what, limit, value, value <= 1]]
-    for name, runs in results.get("wall", {}).get("problems", {}).items():
-        for rival, run in runs.items():
+    for name, timed in results.get("wall", {}).items():
+        for rival, run in timed["rivals"].items():
             ratio = median_ratio(run["seconds"])
             found.append([f"{name}: warm wall time / that of {rival}", "< 1", ratio, ratio < 1])
     return found
@@ -213,8 +213,8 @@ def rendered(results: Mapping[str, Any]) -> str:
         header = ["problem", "rival", "error", "error of the rival", "wall time / that of the rival"]
         wall = [
             [name, rival, *run["errors"], median_ratio(run["seconds"])]
-            for name, runs in results["wall"]["problems"].items()
-            for rival, run in runs.items()
+            for name, timed in results["wall"].items()
+            for rival, run in timed["rivals"].items()
         ]
         parts += ["Wall time, warm and in turns.", table(header, wall)]
     parts += ["What was asked for.", table(["", "asked", "measured", "met"], bars(results))]

@@ -25,7 +25,8 @@ def wall(case: Stiff, rows: Rows) -> dict[str, Any]:
     """Seconds of (default, rival), each at its cheapest tolerance of the race with an error ≤ 1e-3."""
     ours, error = _chosen(rows, DEFAULT)
     found = {}
-    for rival in (*EXPLICIT, RK4, *([TORCH] if torchdiffeq else [])):
+    beside = torchdiffeq and jax.default_backend() == "cpu"  # where torch runs
+    for rival in (*EXPLICIT, RK4, *([TORCH] if beside else [])):
         if not of(rows, rival):  # left out of the race
             continue
         theirs, other = _chosen(rows, rival)

@@ -1,6 +1,7 @@
 """The race of solvers: gradients spent for the error reached, on stiff and nonstiff gradient flows.
 
-    python benchmarks/solvers.py [--quick] [--only PROBLEM ...] [--times] [--cache DIR] [--output DIR]
+    python benchmarks/solvers.py [--quick] [--only PROBLEM ...] [--times [PROBLEM ...]]
+                                 [--cache DIR] [--output DIR]
 
 Every problem has a reference, cross-checked by a second method and kept in the cache. Errors are
 ‖θ(T) − reference‖ / ‖reference‖. Costs are gradients, with everything counted that a method spends on
@@ -29,13 +30,17 @@ from _stiff import Stiff, problems
 QUICK = "P3, T=15"
 
 
-def times(cases: dict[str, Stiff], measured: dict[str, Any], processes: int) -> dict[str, Any]:
-    """Wall times on the problems that have been measured, and compile times."""
-    found = {name: wall(cases[name], measured[name]["rows"]) for name in WALL if name in measured}
-    return {
-        "wall": {"measured": circumstances(), "problems": found},
-        "compile": {"measured": circumstances(), "seconds": compile_pairs(__file__, processes)},
-    }
+def times(cases: dict[str, Stiff], results: dict[str, Any], chosen: list[str], processes: int) -> None:
+    """Puts wall times of the chosen problems, or of all and compile times, into the results."""
+    measured, device = results["problems"], jax.devices()[0]
+    place = "" if device.platform == "cpu" else f", on an {device.device_kind}"
+    found = results.setdefault("wall", {})
+    for name in chosen or WALL:
+        if name in measured:
+            runs = wall(cases[name], measured[name]["rows"])
+            found[name + place] = {"measured": circumstances(), "rivals": runs}
+    if not chosen:
+        results["compile"] = {"measured": circumstances(), "seconds": compile_pairs(__file__, processes)}
 
 
 def main() -> None:
@@ -48,13 +53,14 @@ def main() -> None:
     cases = {case.name: case for case in problems()}
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", metavar="PROBLEM", choices=cases, help="into what is stored")
-    options.add_argument("--times", action="store_true", help="wall and compile times, into what is stored")
+    what = "wall times, of all and compile times if none is named, into what is stored"
+    options.add_argument("--times", nargs="*", metavar="PROBLEM", choices=[*WALL], help=what)
     cache = Path.home() / ".cache" / "gflow-references"
     options.add_argument("--cache", type=Path, default=cache, help="folder of the references")
     arguments = options.parse_args()
     if arguments.quick:
         cases = {QUICK: cases[QUICK]}
-    kept = arguments.only is not None or arguments.times
+    kept = arguments.only is not None or arguments.times is not None
     results = stored("solvers", arguments.output) if kept else {}
     results = {"quick": arguments.quick, "problems": {}} | results
     for name, case in cases.items():
@@ -64,8 +70,8 @@ def main() -> None:
             results["problems"] = {key: results["problems"][key] for key in order}
             write("solvers", results, arguments.output)  # after each, so that nothing is lost
             jax.clear_caches()  # none of its programs comes again
-    if arguments.times:
-        results |= times(cases, results["problems"], 1 if arguments.quick else 5)
+    if arguments.times is not None:
+        times(cases, results, arguments.times, 1 if arguments.quick else 5)
     path = write("solvers", results, arguments.output)
     text = rendered(results)
     print(f"\n{text}\n")
