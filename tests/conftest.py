@@ -19,11 +19,6 @@ jax.config.update("jax_enable_x64", True)
 # Optimising programs that run for milliseconds would take most of the time of the tests. An XLA_FLAGS of your
 # own, an empty one as well, leaves the compiler as it comes. Processes of the tests inherit what is set here.
 if "XLA_FLAGS" not in os.environ:
-    # and processes side by side get in each other's way if each computes on all cores
-    if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-        cores, worker = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"][2:])
-        share = slice(worker % len(cores), None, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-        os.sched_setaffinity(0, cores[share])
     quick = "--xla_cpu_use_fusion_emitters=false"
     os.environ |= {"XLA_FLAGS": quick if is_known(quick) else "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     jax.config.update("jax_disable_most_optimizations", True)
