@@ -104,7 +104,8 @@ def test_another_eigenvalue_overtakes_from_an_orthogonal_direction(seed):
     rows[30:, 3] = 6.0
     pairs, error = along(fixed(rows, seed), np.zeros((RECORDS, SIZE)))
     wrong = np.flatnonzero(error > 1e-5)
-    assert wrong.size > 0 and np.asarray(pairs.hvps)[wrong].sum() <= 12 * pairs.hvps[0]
+    # a search is due when 16 times its cost has been spent, and the first record is a search and more
+    assert wrong.size > 0 and np.asarray(pairs.hvps)[wrong].sum() <= 16 * pairs.hvps[0]
     assert error[-50:].max() <= 1e-5
 
 
@@ -163,22 +164,21 @@ def network(seed, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_step_at_the_edge_of_stability(dtype):
-    for seed in range(3):
-        model, data = network(seed, dtype)
-        observe = [gflow.observe.Sharpness()]
-        traj = gflow.descend(model, data, 0.4, 500, save_every=1, save_models=True, observe=observe)
-        rises = np.flatnonzero(np.diff(np.asarray(traj.step_loss)) > 0) + 1
-        onset = rises[traj["sharpness"][rises] > 5][0]
-        hvps = traj["sharpness_hvps"]
-        assert hvps.sum() == traj.stats["record_hvps"]
-        assert hvps[:onset].mean() <= 3 and hvps[onset:].mean() <= 8
-        steps = np.arange(seed, 501, 13)  # both phases of the oscillation
-        exact = np.array([sharpness_by_scipy(traj, data, i) for i in steps])
-        error = np.abs(traj["sharpness"][steps] / exact - 1)
-        assert error[steps < onset].max() <= 1e-4
-        assert error.max() <= 1e-2 and np.median(error[steps >= onset]) <= 1e-4
+@pytest.mark.parametrize("seed, dtype", [(0, np.float32), (1, np.float64), (2, np.float32)])
+def test_every_step_at_the_edge_of_stability(seed, dtype):
+    model, data = network(seed, dtype)
+    observe = [gflow.observe.Sharpness()]
+    traj = gflow.descend(model, data, 0.4, 500, save_every=1, save_models=True, observe=observe)
+    rises = np.flatnonzero(np.diff(np.asarray(traj.step_loss)) > 0) + 1
+    onset = rises[traj["sharpness"][rises] > 5][0]
+    hvps = traj["sharpness_hvps"]
+    assert hvps.sum() == traj.stats["record_hvps"]
+    assert hvps[:onset].mean() <= 2.5 and hvps[onset:].mean() <= 7
+    steps = np.arange(seed, 501, 13)  # both phases of the oscillation
+    exact = np.array([sharpness_by_scipy(traj, data, i) for i in steps])
+    error = np.abs(traj["sharpness"][steps] / exact - 1)
+    assert error[steps < onset].max() <= 1e-4
+    assert error.max() <= 1e-2 and np.median(error[steps >= onset]) <= 1e-4
 
 
 def sharpness_by_scipy(traj, data, i):
