@@ -109,7 +109,7 @@ def test_repeated_eigenvalues(dtype):
 
 
 @BOTH
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("k", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("top", [1.01, 1.1, 2.0, 10.0])
 def test_starts_that_hide_the_largest_eigenvalue(top, k, dtype):
     matrix, vectors = with_spectrum(np.append(0.8 * some(148), [1.0, top]))
@@ -121,6 +121,7 @@ def test_starts_that_hide_the_largest_eigenvalue(top, k, dtype):
 
 
 @BOTH
+@pytest.mark.slow
 def test_nearly_repeated_eigenvalues_from_a_start_that_hides_them(dtype):
     """Vectors kept for the second sequence must not keep the pairs it finds from converging."""
     for seed in range(8):

@@ -251,6 +251,7 @@ EVERY = [*SOLVERS, solvers.EXPRB32(), solvers.EXPRB43()]
 
 
 @pytest.mark.parametrize("solver", EVERY, ids=[type(s).__name__ for s in EVERY])
+@pytest.mark.slow
 def test_backwards_in_time(solver):
     def vf(t, y, args):
         return -0.5 * y + jnp.cos(3 * t)

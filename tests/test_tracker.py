@@ -64,7 +64,7 @@ RECORDS = 240
 SOMEWHERE = np.random.default_rng(7).normal(size=(2, SIZE))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("k, most", [(1, 3), pytest.param(3, 7, marks=pytest.mark.slow)])
 def test_a_smooth_path_takes_few_products(seed, k, most):
     t = 0.005 * np.arange(RECORDS)
@@ -80,6 +80,7 @@ def test_a_smooth_path_takes_few_products(seed, k, most):
     assert np.median(np.asarray(pairs.hvps)[1:]) <= most  # the two-cycle is predicted as well
 
 
+@pytest.mark.slow
 def test_residuals_and_vectors_are_those_of_the_matrix():
     t = 0.01 * np.arange(RECORDS)
     matrices = rotating(t, 0, SPECTRUM)
