@@ -19,6 +19,7 @@ from gflow._path import (
 )
 from gflow._problem import Problem
 from gflow._watch import Watch
+from gflow.losses import AbstractExponentialTail
 from gflow.observe import Step
 from gflow.stability import AbstractOptimizer
 
@@ -235,12 +236,17 @@ class DescentPath(AbstractPath):
         return state.losses, state.filled
 
     def doubts(self, state, losses):
-        """A descent that ends above its start."""
-        del state
+        """A descent that ends above its start, or whose gradient underflows."""
         if losses[-1] > losses[0] and self.minibatch is None:
             return [
                 f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate "
                 "may be too large for this problem"
+            ]
+        loss, still = self.problem.loss, not any(map(np.any, jtu.tree_leaves(state.gradient)))
+        if still and isinstance(loss, AbstractExponentialTail) and losses[-1] < 1e-19 * losses[0]:
+            return [
+                f"the gradient underflowed to 0 in {self.problem.dtype}, where the descent stood still; pass "
+                f"the logarithm of the loss, loss=gflow.losses.Log({loss!r})"
             ]
         return []
 

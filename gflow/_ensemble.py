@@ -199,7 +199,7 @@ class EnsembleRun:
             if self._state is None:
                 raise
             for i in _indices(self._under_way):
-                here = self._where.position[i]
+                here = self._where.position[i].item()
                 where = f"{self.run.symbol} = {self.run.time(here):.6g}"
                 reason = f"an evaluation failed after {where}: {message_of(error)}"
                 self._end(i, here, "error", reason)
@@ -310,17 +310,22 @@ class EnsembleRun:
         count = len(run.times)
         on_grid = np.arange(count) < self._columns[:, None]
         records, end = {}, {"t": self._t}
+        nothing = np.full((self.size, 1), np.nan)  # if what observes the first record fails
         for name in names:
-            values = np.stack([row.values[name] for row in rows], axis=1)
+            values = np.stack([row.values[name] for row in rows], axis=1) if rows else nothing
             records[name] = _where(on_grid, values)
             ends = values[np.arange(self.size), self._measured - 1]
             end[name] = _where(self._measured > 0, ends)
-        counts = np.arange(len(rows)) < self._measured[:, None]
-        per_row = lambda of: np.stack([np.broadcast_to(of(row), self.size) for row in rows], axis=1)
+        counts = np.arange(max(len(rows), 1)) < self._measured[:, None]
+        per_row = lambda of: (
+            np.stack([np.broadcast_to(of(row), self.size) for row in rows], axis=1)
+            if rows
+            else np.zeros((self.size, 1), int)
+        )
         self._hvps += np.sum(per_row(lambda row: row.hvps), axis=1, where=counts)
         doubtful = {
             name: np.sum(~per_row(lambda row, name=name: row.trusted[name]), axis=1, where=counts)
-            for name in rows[0].trusted
+            for name in (rows[0].trusted if rows else ())
         }
         readings = clock_readings(run.times, records)
         if "log_t" in end:
@@ -330,7 +335,7 @@ class EnsembleRun:
         found = self._doubts(states, records, end, doubtful)
         problem = eqx.combine(self.ensemble.members, run.path.problem)
         models = None
-        if run.save_models:
+        if run.save_models and rows:
             stacked = jtu.tree_map(lambda *x: jnp.stack(x, axis=1), *[row.params for row in self._rows])
             models = problem.model(jtu.tree_map(lambda x: jnp.asarray(_where(on_grid, x)), stacked))
         status, reason = _overall(self.statuses, self.reasons)

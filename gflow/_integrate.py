@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 from gflow._ensemble import EnsembleRun, split
 from gflow._flow_path import FlowPath
 from gflow._numbers import Real, count, is_number, positive
+from gflow._path import AbstractPath
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._switch import Switch
@@ -144,7 +145,9 @@ def integrate(
         run = _two_phases(problem, t_max, clock, **options)
     else:
         run = flow_run(problem, t_max, clock=clock, alone=members is None, **options)
-        run = run if members is None else EnsembleRun(run, members)
+        if members is not None:
+            _check_members(run.path, members)
+            run = EnsembleRun(run, members)
     return run.complete().trajectory(throw)
 
 
@@ -177,6 +180,8 @@ def flow_run(
     clock = Time() if clock is None else clock
     plain = isinstance(clock, Time) and log_t0 == -math.inf
     _check_clock(clock, flow, problem, plain)
+    if alone and not plain and _is_over(clock, flow, problem, problem.params):
+        raise Refused(f"clock={type(clock).__name__}() {clock.refusal}")
     observables = as_observables(observe)
     recorded = RESERVED if plain else marks.recorded(problem)
     watch = Watch(stop, observables, dtype, recorded)
@@ -330,8 +335,27 @@ def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) 
             "reads t; use plain time for it."
         )
     clock.check(problem)
-    if not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
-        raise Refused(f"clock={type(clock).__name__}() {clock.refusal}")
+
+
+@eqx.filter_jit
+def _is_over(clock: AbstractClock, flow: AbstractFlow, problem: Problem, params: PyTree) -> Array:
+    return clock.is_over(flow, problem, params)
+
+
+def _check_members(path: AbstractPath, members: Problem) -> None:
+    """Raises `Refused` with the members of an ensemble where the clock can't begin."""
+    assert isinstance(path, FlowPath)
+    if path.plain:
+        return
+
+    def is_over(member: Problem) -> Array:
+        problem = eqx.combine(member, path.problem)
+        return path.clock.is_over(path.flow, problem, problem.params)
+
+    unfit = np.flatnonzero(eqx.filter_jit(eqx.filter_vmap(is_over))(members))
+    if len(unfit):
+        listed = ", ".join(map(str, unfit[:5])) + (" …" if len(unfit) > 5 else "")
+        raise Refused(f"clock={type(path.clock).__name__}() {path.clock.refusal} (Not so: members {listed}.)")
 
 
 def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:

@@ -143,6 +143,8 @@ class MirrorFlow(AbstractFlow):
 
     **Arguments:** `potential` is φ, a strictly convex function `(params) -> scalar` of the trainable leaves.
 
+    **Raises:** `ValueError` if it is no function.
+
     ??? cite "Reference"
 
         S. Gunasekar, J. Lee, D. Soudry and N. Srebro. Characterizing Implicit Bias in Terms of Optimization
@@ -152,6 +154,10 @@ class MirrorFlow(AbstractFlow):
     descends: ClassVar[bool] = True
 
     potential: Callable[[Any], Float[Array, ""]]
+
+    def __check_init__(self):
+        if not callable(self.potential):
+            raise ValueError(f"potential must be a function (params) -> scalar, but {self.potential!r} came.")
 
     def vector_field(self, problem, t, params):
         """−[∇²φ(θ)]⁻¹ ∇L(θ)."""

@@ -1,9 +1,12 @@
 """Optimisers of the literature on implicit bias that optax doesn't have, as optax transformations.
 
 Steepest descent with respect to a norm goes to the maximum margin in that norm. optax has two of them:
-`optax.sign_sgd(rate)` is steepest descent in ℓ∞, and `optax.chain(optax.normalize_by_update_norm(eps=0.0),
-optax.scale_by_learning_rate(rate))` is normalised gradient descent, steepest in ℓ2. (With its default `eps`
-the latter stalls once the gradient is below 1e-6.) The one in ℓ1 is here.
+`optax.sign_sgd(rate)` is steepest descent in ℓ∞, and `optax.chain(optax.normalize_by_update_norm(),
+optax.scale_by_learning_rate(rate))` is normalised gradient descent, steepest in ℓ2. The one in ℓ1 is here.
+
+All of them need a gradient that doesn't vanish with the loss: on separable data pass
+`loss=gflow.losses.Log(gflow.losses.Exponential())`, whose gradient has the same direction. That of the loss
+itself soon falls below the `eps` of normalised descent, and in the end underflows.
 """
 
 import jax

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jaxtyping
 import pytest
 
 
@@ -22,6 +23,12 @@ if "XLA_FLAGS" not in os.environ:
     quick = "--xla_cpu_use_fusion_emitters=false"
     os.environ |= {"XLA_FLAGS": quick if is_known(quick) else "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Types are not checked, as for users: gflow's own errors are to be seen."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -322,3 +322,62 @@ def test_directions_of_adversaries_need_signs(separable):
         bias.universal_direction((x, (y + 1) / 2))
     with pytest.raises(ValueError, match="labels .1 and -1 for flip_radii"):
         bias.flip_radii(Linear(jnp.ones(3)), (x, 2 * y), jnp.ones(3), 1.0)
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        bias.linear_margin,
+        bias.parameter_margin,
+        bias.stationarity,
+        lambda m, d: bias.universal_direction(d)[0],
+    ],
+    ids=["linear", "parameters", "stationarity", "direction"],
+)
+def test_labels_are_checked_inside_runs(separable, quantity):
+    x, y = separable
+    loss = lambda model, data: jnp.mean((jax.vmap(model)(data[0]) - data[1]) ** 2)
+    options = dict(loss=loss, observe={"q": quantity}, throw=False, save_at=2)
+    run = gflow.integrate(Linear(jnp.ones(3)), (x, (y > 0) * 1.0), 1.0, **options)
+    assert run.status == "error" and "map the two classes to ±1" in run.reason
+    assert gflow.integrate(Linear(jnp.ones(3)), (x, y), 1.0, **options).status == "success"
+
+
+@pytest.mark.parametrize("cut", [lambda y: y[:, None], lambda y: y[:1], lambda y: y[:7]])
+def test_one_label_for_each_example(separable, cut, unchecked):
+    x, y = separable
+    model = Linear(jnp.ones(3))
+    for function in (bias.margins, bias.duals, bias.linear_margin):
+        with pytest.raises(ValueError, match="y must hold one label for each of the 20 examples"):
+            function(model, (x, cut(y)))
+    with pytest.raises(ValueError, match="y must hold one label for each"):
+        bias.flip_radii(model, (x, cut(y)), jnp.ones(3), 1.0)
+
+
+def test_inputs_may_be_integers(separable, unchecked):
+    x, y = np.round(4 * separable[0]).astype(int), separable[1]
+    model = Linear(jnp.array([1.0, -2.0, 0.5]))
+    whole, real = ((x.astype(kind), y) for kind in (int, float))
+    assert bias.linear_margin(model, whole) == bias.linear_margin(model, real)
+    flips = [bias.flip_radii(model, data, jnp.ones(3), 9.0) for data in (whole, real)]
+    np.testing.assert_array_equal(*flips)
+
+
+def test_what_gives_no_number_is_refused_or_nan(separable, unchecked):
+    x, y = separable
+    model, broken = Linear(jnp.ones(3)), Linear(jnp.full(3, jnp.nan))
+    with pytest.raises(ValueError, match="direction must not be 0"):
+        bias.flip_radii(model, (x, y), jnp.zeros(3), 1.0)
+    assert np.all(np.isnan(bias.flip_radii(broken, (x, y), jnp.ones(3), 1.0)))
+    with pytest.raises(ValueError, match="order must be at least 1, but 0 came"):
+        bias.linear_margin(model, (x, y), 0)
+    line = jnp.linspace(-jnp.ones(3), jnp.ones(3), 50)
+    assert bias.linear_regions(model, line, 0.1) == 1
+    with pytest.raises(ValueError, match="model must be finite"):
+        bias.linear_regions(broken, line, 0.1)
+    with pytest.raises(ValueError, match="at least three inputs"):
+        bias.linear_regions(model, line[:2], 0.1)
+    with pytest.raises(ValueError, match="evenly spaced"):
+        bias.linear_regions(model, line**3, 0.1)
+    with pytest.raises(ValueError, match="w must be one-dimensional"):
+        bias.frequency_norm(line)

@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import scipy.integrate
@@ -262,3 +263,56 @@ def test_balancedness():
         )
     with pytest.raises(ValueError, match="at least two"):
         bias.balancedness([jnp.eye(2)])
+
+
+@pytest.mark.parametrize("depth", [3, 6, 10, 20])
+def test_deep_potentials_of_large_predictors(depth):
+    # Q(w) = w z − αᴰ H(z) with 150 digits; 1 − z is below rounding for depths of 6 and more
+    with mpmath.workdps(150):
+        alpha, w, power = mpmath.mpf(1) / 1000, mpmath.mpf("0.7"), mpmath.mpf(depth) / (depth - 2)
+        # as a function of the logarithm of 1 − z the equation is nearly linear
+        solve = lambda x: power * -x - mpmath.log(w / alpha**depth + (2 - mpmath.exp(x)) ** -power)
+        z = 1 - mpmath.exp(mpmath.findroot(solve, -mpmath.log(w / alpha**depth) / power))
+        h = (depth - 2) / mpmath.mpf(2) * ((1 - z) ** (1 - power) + (1 + z) ** (1 - power) - 2)
+        exact = float(w * z - alpha**depth * h)
+    found = bias.DeepHypentropy(1e-3, depth)(jnp.array([0.7, -0.7]))
+    assert float(found) == pytest.approx(2 * exact, rel=1e-12)
+
+
+def test_what_has_no_rank_or_norm(unchecked):
+    assert np.isnan(bias.effective_rank(jnp.eye(3).at[0, 1].set(jnp.nan)))
+    with pytest.raises(ValueError, match="w and v must have shapes"):
+        bias.variation_norm(jnp.ones((4, 2)), jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match="reverse them"):
+        bias.balancedness([jnp.ones((1, 6)), jnp.ones((6, 5))])
+
+
+def test_pursuit_and_masks_of_odd_input(unchecked):
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6)
+    assert 2 not in bias.orthogonal_matching_pursuit(np.where(np.arange(4) == 2, 0, x), y, 3)
+    with pytest.raises(ValueError, match="x and y must be finite and have shapes"):
+        bias.orthogonal_matching_pursuit(x, np.where(y == 3, np.nan, y), 2)
+    with pytest.raises(ValueError, match="but these are .6, 4. and .5,."):
+        bias.orthogonal_matching_pursuit(x, y[:5], 2)
+    mask = np.array([True, True, False, False])
+    assert bias.support_agreement(mask, ~mask) == 0 and bias.support_agreement(mask, [0, 1]) == 1
+    t = np.arange(3.0)
+    for values in (t, np.ones((2, 1)), np.ones((0, 1))):
+        with pytest.raises(ValueError, match="t and values must have shapes"):
+            bias.half_times(t, values)
+    with pytest.raises(ValueError, match="some are NaN"):
+        bias.passage_times(t, np.array([[0.0], [np.nan], [1.0]]), 0.5)
+
+
+def test_a_threshold_very_near_to_equal_targets():
+    # N = 2, r → 1: (1 − 1/r)(−log x) tends to B, nearly all from the constant part
+    found = bias.incremental_threshold(1 + 1e-7, 2)
+    r, s, f = 1 + 1e-7, 0.1, 0.9
+    needed = (math.log(f / (1 - f)) - math.log(s / (r - s))) / r
+    assert found.log_value * (1 - 1 / r) == pytest.approx(-needed, rel=1e-5)
+    assert found.log_lower <= found.log_value <= found.log_upper
+
+
+def test_an_objective_without_minimum_is_said():
+    with pytest.raises(RuntimeError, match="did not come to rest|not finite"):
+        bias.greedy_low_rank(lambda x: -jnp.sum(x), 3)

@@ -218,3 +218,12 @@ def test_gradients_are_counted():
     stochastic = gflow.descend(*network, 0.1, 20, minibatch=5, key=jax.random.key(0), save_every=10).stats
     assert stochastic["gradients"] - stochastic["record_gradients"] == 21
     assert stochastic["record_gradients"] == 3 + 2  # and two to check the start
+
+
+def test_a_loss_that_underflows_is_said():
+    model, data = Linear(jnp.zeros(2, jnp.float32)), (np.eye(2, dtype="float32"), np.ones(2, "float32"))
+    steps = optax.sign_sgd(1.0)
+    with pytest.warns(UserWarning, match="underflowed to 0 in float32"):
+        stuck = gflow.descend(model, data, steps, 300, loss=gflow.losses.Exponential())
+    going_on = gflow.descend(model, data, steps, 300, loss=gflow.losses.Log(gflow.losses.Exponential()))
+    assert stuck.model.w[0] < 90 and going_on.model.w[0] == 300 and not going_on.warnings

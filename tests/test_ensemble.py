@@ -217,3 +217,25 @@ def test_a_single_model_or_a_checkpoint_is_refused(tmp_path):
     start = Scalar(jnp.array([1.0, 1e300]), jnp.ones(2))
     with pytest.raises(ValueError, match="loss of member 1 is nan"):
         gflow.descend(start, DECAY, 0.1, 3, loss=polynomial, trainable=TRAINABLE, ensemble=True)
+
+
+def test_an_observable_that_fails_at_the_first_record_is_said():
+    models = eqx.filter_vmap(lambda key: eqx.nn.MLP(2, "scalar", 4, 1, key=key))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    data = np.eye(2), np.array([1.0, -1.0])
+    options = dict(observe={"margin": gflow.bias.parameter_margin}, ensemble=True, throw=False)
+    for run in (
+        gflow.integrate(models, data, 1.0, **options),
+        gflow.descend(models, data, 0.1, 5, **options),
+    ):
+        assert run.statuses == ("error",) * 3 and "homogeneous" in run.reason
+        assert np.all(np.isnan(run.loss))
+
+
+def test_members_in_which_a_clock_cannot_begin_are_named():
+    model, data = Linear(jnp.array([[1.0, 1.0], [-1.0, 0.0], [1.0, 0.5]])), (np.eye(2), np.ones(2))
+    call = dict(loss=gflow.losses.Exponential(), clock=gflow.clocks.LogNorm(), ensemble=True)
+    for order, members in (([0, 1, 2], "1"), ([1, 0, 2], "0"), ([1, 2, 1], "0, 2")):
+        with pytest.raises(ValueError, match=rf"needs parameters whose norm grows.*members {members}\."):
+            gflow.integrate(Linear(model.w[jnp.array(order)]), data, 1.0, **call)

@@ -183,9 +183,21 @@ def test_arguments_out_of_range():
         models.TwoLayer(jnp.ones((2, 2)), jnp.ones(2), -0.1)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [np.ones(2), np.ones((2, 2)), np.ones((3, 3), int), np.ones(3, int)],
+    ids=["floats", "small", "int", "three"],
+)
+def test_measurements_of_the_wrong_kind(x, unchecked):
+    with pytest.raises(
+        ValueError, match="x must hold matrices of floats of shape .3, 3., or pairs of integers"
+    ):
+        models.Factorisation.identity(3, 2, 1.0)(jnp.asarray(x))
+
+
 def test_an_entry_that_is_not_there_is_no_entry():
     model = models.Factorisation.identity(3, 2, 0.1)
-    assert np.isnan(model(jnp.array([0, 3]))) and np.isnan(model(jnp.array([5, 0])))
+    assert all(np.isnan(model(jnp.array(entry))) for entry in ([0, 3], [5, 0], [0, -1]))
     indices, values = np.array([[0, 1], [3, 0]]), np.ones(2)
     with pytest.raises(ValueError, match="NaN|finite"):
         gflow.integrate(model, (indices, values), 1.0)

@@ -13,7 +13,7 @@ def balancedness(matrices: Sequence[Float[Array, "_ _"]]) -> list[Float[Array, "
 
     **Arguments:** `matrices` are W_1, …, W_k, at least two.
 
-    **Raises:** `ValueError` for fewer than two.
+    **Raises:** `ValueError` for fewer than two, and if they can't be multiplied in this order.
 
     ??? cite "Reference"
 
@@ -22,6 +22,11 @@ def balancedness(matrices: Sequence[Float[Array, "_ _"]]) -> list[Float[Array, "
     """
     if len(matrices) < 2:
         raise ValueError(f"matrices must hold at least two layers, but {len(matrices)} came.")
-    pairs = zip(matrices[:-1], matrices[1:], strict=True)
+    pairs = list(zip(matrices[:-1], matrices[1:], strict=True))
+    if any(upper.shape[1:] != lower.shape[:1] for lower, upper in pairs):
+        raise ValueError(
+            "matrices must be W_1, …, W_k of a product W_k ⋯ W_1, but their shapes are "
+            f"{', '.join(str(w.shape) for w in matrices)}; reverse them for a product written from the left."
+        )
     square = lambda a, b: jnp.matmul(a, b, precision="highest")
     return [square(upper.T, upper) - square(lower, lower.T) for lower, upper in pairs]

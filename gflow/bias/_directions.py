@@ -4,12 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, outputs
-from gflow.losses import check_signs
+from gflow.bias._homogeneity import Data, outputs, refuse, refuse_signs
 
 
 def direction_distance(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""]:
@@ -55,12 +53,15 @@ def flip_radii(
     """The smallest r at which f(xᵢ − yᵢ r z) has no longer the sign yᵢ, z the direction; ∞ beyond `largest`.
 
     The first sign change on a grid of so many `points` is refined by bisection. An example that is
-    misclassified at once has r = 0.
+    misclassified at once has r = 0; where f is NaN, so is r.
 
-    **Raises:** `ValueError` for labels other than ±1.
+    **Raises:** `ValueError` for labels other than ±1, and for a direction of length 0.
     """
     x, y = _signed(data, "flip_radii")
-    z = direction / jnp.linalg.norm(direction)
+    length = jnp.linalg.norm(direction)
+    z = direction / refuse(
+        ~(length > 0), length, "direction must not be 0 or NaN; give a vector like one input."
+    )
 
     def of_one(x, y):
         rights = lambda radii: y * outputs(model, x - y * radii[:, None] * z) > 0
@@ -75,13 +76,17 @@ def flip_radii(
 
         bounds = (grid[jnp.maximum(first - 1, 0)], grid[first])
         radius = jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant, halve, bounds)[1]
-        return jnp.where(jnp.any(wrong), radius, jnp.inf)
+        at_start = y * outputs(model, x[None])[0]
+        return jnp.where(jnp.isnan(at_start), jnp.nan, jnp.where(jnp.any(wrong), radius, jnp.inf))
 
     return jax.vmap(of_one)(x, y)
 
 
 def _signed(data: Data, what: str) -> tuple[Array, Array]:
-    x, y = (jnp.asarray(part) for part in data)
-    if not _tree.is_traced(y):
-        check_signs(np.asarray(y), what)
+    x, y = jnp.asarray(data[0]), refuse_signs(data[1], what)
+    x = x.astype(jnp.result_type(x, float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"y must hold one label for each of the {len(x)} examples for {what}, but has shape {y.shape}."
+        )
     return x, y.astype(x.dtype)

@@ -7,6 +7,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._numbers import count
@@ -46,7 +47,7 @@ def greedy_low_rank(
     - `max_rank`: the most columns to append, by default d.
 
     **Raises:** `ValueError` for numbers out of range; `RuntimeError` if a phase does not come to rest (in
-    float32 the default numbers are too small).
+    float32 the default numbers are too small, and an objective may have no minimum).
 
     ??? cite "Reference"
 
@@ -82,6 +83,7 @@ def greedy_low_rank(
             stepsize_controller=dfx.PIDController(rtol=1e-8, atol=rest),
             event=dfx.Event(lambda t, y, args, **_: jnp.linalg.norm(field(t, y, args)) < rest),
             max_steps=100_000,
+            throw=False,
         )
         (end,) = jax.tree.leaves(solution.ys)
         return end[-1], solution.result == dfx.RESULTS.event_occurred
@@ -91,6 +93,10 @@ def greedy_low_rank(
     matrices, eigenvalues = [], []
     for rank in range(max_rank + 1):
         values, vectors = top(u)
+        if not np.all(np.isfinite(values)):
+            raise RuntimeError(
+                f"the gradient of the objective is not finite at the critical point of rank {rank}."
+            )
         matrices.append(u @ u.T)
         eigenvalues.append(float(values[-1]))
         if eigenvalues[-1] <= tolerance or rank == max_rank:
@@ -98,7 +104,8 @@ def greedy_low_rank(
         u, at_rest = settle(u.at[:, rank].set(perturbation * vectors[:, -1]))
         if not at_rest:
             raise RuntimeError(
-                f"the flow of rank {rank + 1} did not come to rest; raise tolerance or perturbation, or "
-                "enable x64."
+                f"the flow of rank {rank + 1} did not come to rest; the objective may have no minimum, or "
+                "the default numbers are too small for its scale or for float32: raise tolerance or "
+                "perturbation, or enable x64."
             )
     return GreedyLowRank(matrices, eigenvalues, eigenvalues[-1] <= tolerance)

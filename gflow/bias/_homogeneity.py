@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from gflow import _tree
+from gflow.losses import check_signs
 
 Inputs = Float[Array, "n ..."] | Float[np.ndarray, "n ..."]
 Labels = Shaped[Array, " n"] | Shaped[np.ndarray, " n"]
@@ -80,6 +81,15 @@ def refuse(condition: Bool[Array, ""], value: PyTree, message: str) -> Any:
     if condition:
         raise ValueError(message)
     return value
+
+
+def refuse_signs(y: Labels, what: str) -> Array:
+    """The labels `y`, refused unless all are ±1; `what` needs them."""
+    if not _tree.is_traced(y):
+        check_signs(np.asarray(y), what)
+        return jnp.asarray(y)
+    message = f"y must hold the labels +1 and -1 for {what}, but holds others; map the two classes to ±1."
+    return refuse(jnp.any(jnp.abs(y) != 1), y, message)
 
 
 def _nearby(params: PyTree) -> PyTree:

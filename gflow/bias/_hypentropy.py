@@ -82,13 +82,18 @@ class DeepHypentropy(eqx.Module):
 
     def __call__(self, w: Float[Array, "..."]) -> Float[Array, ""]:
         """Q(w) = Σᵢ [wᵢ zᵢ − αᴰ H(zᵢ)] with H' = h, H(0) = 0."""
-        z = self.gradient(w)
-        power = -2 / (self.depth - 2)
-        conjugate = jnp.expm1(power * jnp.log1p(-z)) + jnp.expm1(power * jnp.log1p(z))
-        return jnp.sum(w * z - self.alpha**self.depth * (self.depth - 2) / 2 * conjugate)
+        excess, z = self._solve(w)
+        # (1 − |z|)^{−2/(D−2)} = (1 + e)^{2/D}, which keeps its digits where 1 − |z| has none
+        conjugate = jnp.expm1(2 / self.depth * jnp.log1p(excess))
+        conjugate += jnp.expm1(-2 / (self.depth - 2) * jnp.log1p(z))
+        return jnp.sum(jnp.abs(w) * z - self.alpha**self.depth * (self.depth - 2) / 2 * conjugate)
 
     def gradient(self, w: Float[Array, "..."]) -> Float[Array, "..."]:
         """z = h⁻¹(w/αᴰ), by Newton's method."""
+        return jnp.sign(w) * self._solve(w)[1]
+
+    def _solve(self, w: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """e = (1 − |z|)^{−D/(D−2)} − 1, and |z|."""
         power = self.depth / (self.depth - 2)
         ratio = jnp.abs(w) / self.alpha**self.depth
 
@@ -102,7 +107,7 @@ class DeepHypentropy(eqx.Module):
             return e + (ratio - value) / slope
 
         e = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.maximum(ratio / 2, ratio - 1))
-        return -jnp.sign(w) * jnp.expm1(-jnp.log1p(e) / power)
+        return e, -jnp.expm1(-jnp.log1p(e) / power)
 
     def inverse(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """αᴰ h(z), the predictor whose gradient is z, for |z| < 1."""

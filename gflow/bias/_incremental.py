@@ -18,8 +18,17 @@ def passage_times(
 
     Between two records the value is interpolated linearly. Singular values should be sorted at each record,
     so that two that cross don't swap their columns.
+
+    **Raises:** `ValueError` for shapes that don't fit, no record at all, and NaN.
     """
-    values = np.asarray(values)
+    t, values = np.asarray(t), np.asarray(values)
+    if values.ndim != 2 or t.shape != values.shape[:1] or not len(t):
+        raise ValueError(
+            "t and values must have shapes (records,) and (records, k), with at least one record, but these "
+            f"are {t.shape} and {values.shape}."
+        )
+    if np.any(np.isnan(values)):
+        raise ValueError("values must be numbers, but some are NaN; leave out the records after a failure.")
     levels = np.broadcast_to(levels, values.shape[1:])
     times = np.full(levels.shape, np.inf)
     for k, level in enumerate(levels):
@@ -40,7 +49,9 @@ def half_times(
     targets: Float[np.ndarray, " k"] | None = None,
 ) -> Float[np.ndarray, " k"]:
     """When each column of `values` has reached half of its target, by default half of its last record."""
-    return passage_times(t, values, (values[-1] if targets is None else np.asarray(targets)) / 2)
+    values = np.asarray(values)
+    last = values[-1] if targets is None and values.ndim == 2 and len(values) else 0.0
+    return passage_times(t, values, (last if targets is None else np.asarray(targets)) / 2)
 
 
 def is_incremental(
@@ -138,11 +149,18 @@ def incremental_threshold(
     # log u keeps what underflows at depth 2
     log_sigmoid = lambda y: -np.logaddexp(0, -y)
     needed = r ** (-p - 1) * _integral(lambda y: np.exp(-p * log_sigmoid(y)), _logit(s / r), _logit(f))
-    available = lambda log_x: _integral(
-        lambda y: (r - 1) * np.exp(-p * log_sigmoid(y)) / (r - np.exp(log_sigmoid(y))),
-        log_x - math.log1p(-math.exp(log_x)),
-        _logit(s),
-    )
+    far = -40.0  # from where on down e^y is rounding, so that the integrand is (1 − 1/r) e^{−py}
+
+    def available(log_x: float) -> float:
+        start = log_x - math.log1p(-math.exp(log_x))
+        near = _integral(
+            lambda y: (r - 1) * np.exp(-p * log_sigmoid(y)) / (r - np.exp(log_sigmoid(y))),
+            max(start, far),
+            _logit(s),
+        )
+        span = max(far - start, 0.0)
+        length = span if p == 0 else math.exp(-p * far) * math.expm1(p * span) / p
+        return near + (1 - 1 / r) * length
 
     def bound(factor: float) -> float:
         # of (r−1) factor ∫ₓˢ u^{−1−p} du = B, solved for ln x

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow.bias._homogeneity import Inputs, outputs
+from gflow.bias._norms import lp_norm
 
 
 def linear_predictor(model: Callable, data: tuple[Inputs, Any]) -> Float[Array, "..."]:
@@ -17,8 +18,10 @@ def linear_predictor(model: Callable, data: tuple[Inputs, Any]) -> Float[Array, 
     For a model that is linear (or affine) in its input, of whatever depth and structure, the gradient is
     the same at every x and f(x) = w·x (+ b). Shape of one example, with the shape of the output in front.
     """
+    x = jnp.asarray(data[0])
+    x = x.astype(jnp.result_type(x, float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
     with jax.default_matmul_precision("highest"):
-        return jnp.mean(jax.vmap(jax.jacrev(model))(jnp.asarray(data[0])), axis=0)
+        return jnp.mean(jax.vmap(jax.jacrev(model))(x), axis=0)
 
 
 def linear_fit(model: Callable, x: Inputs) -> Float[Array, " d"]:
@@ -40,9 +43,13 @@ def frequency_norm(
 ) -> Float[Array, ""]:
     """(Σₖ |ŵₖ|ᵖ)^(1/p) of the unitary discrete Fourier transform ŵ, p = `order` > 0; a quasi-norm below 1.
 
+    **Raises:** `ValueError` unless `w` is one-dimensional and p positive.
+
     ??? cite "Reference"
 
         S. Gunasekar, J. D. Lee, D. Soudry and N. Srebro. Implicit Bias of Gradient Descent on Linear
         Convolutional Networks. NeurIPS 2018. [arXiv:1806.00468](https://arxiv.org/abs/1806.00468)
     """
-    return jnp.linalg.norm(jnp.abs(jnp.fft.fft(w, norm="ortho")), order)
+    if jnp.ndim(w) != 1:
+        raise ValueError(f"w must be one-dimensional, but has shape {jnp.shape(w)}; flatten it.")
+    return lp_norm(jnp.abs(jnp.fft.fft(w, norm="ortho")), order)

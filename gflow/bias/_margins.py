@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, homogeneity_degree, outputs, refuse
+from gflow.bias._homogeneity import Data, homogeneity_degree, outputs, refuse, refuse_signs
 from gflow.bias._linear import linear_predictor
-from gflow.losses import check_classes, check_signs
+from gflow.losses import check_classes
 
 
 def margins(model: Callable, data: Data) -> Float[Array, " n"]:
@@ -20,7 +20,8 @@ def margins(model: Callable, data: Data) -> Float[Array, " n"]:
     qᵢ = yᵢ f(xᵢ) for one logit and labels ±1; qᵢ = f(xᵢ)_{yᵢ} − max_{k≠yᵢ} f(xᵢ)ₖ for K logits and labels
     0 … K−1.
 
-    **Raises:** `ValueError` for other labels.
+    **Raises:** `ValueError` for other labels, or not one for each example. In compiled code (in an observable
+    of a run) wrong labels are an error when it runs.
     """
     q = pairwise(model, data)
     return q if q.ndim == 1 else jnp.min(q, axis=1)
@@ -52,13 +53,18 @@ def linear_margin(
     - `order`: p, at least 1; `jnp.inf` is allowed. For several logits it is the entrywise norm.
     - `smooth`: whether −log Σᵢ exp(−qᵢ) takes the place of minᵢ qᵢ, which it bounds from below.
 
-    **Raises:** `ValueError` if f(x) = w·x fails on the data, as for a bias or a network with active kinks;
-    a bias can be had as a column of ones in x. In compiled code the error arises when it runs.
+    **Raises:** `ValueError` for p < 1, and if f(x) = w·x fails on the data, as for a bias or a network with
+    active kinks; a bias can be had as a column of ones in x. In compiled code the error arises when it runs.
     """
+    if not order >= 1:
+        raise ValueError(
+            f"order must be at least 1, but {order!r} came; 1, 2 and jnp.inf are the usual norms."
+        )
     w = linear_predictor(model, data)
-    f = outputs(model, data[0])
-    axes = tuple(range(1, data[0].ndim)), tuple(range(f.ndim - 1, w.ndim))
-    fit = jnp.tensordot(jnp.asarray(data[0]), w, axes=axes, precision="highest")
+    x = jnp.asarray(data[0], w.dtype)
+    f = outputs(model, x)
+    axes = tuple(range(1, x.ndim)), tuple(range(f.ndim - 1, w.ndim))
+    fit = jnp.tensordot(x, w, axes=axes, precision="highest")
     w = refuse(
         ~(jnp.max(jnp.abs(f - fit)) <= jnp.sqrt(jnp.finfo(f.dtype).eps) * jnp.max(jnp.abs(f))),
         w,
@@ -105,14 +111,25 @@ def pairwise(model: Callable, data: Data) -> Float[Array, "n ..."]:
             f"model must return one number or a vector of at least two logits for a margin, but its output "
             f"has shape {f.shape[1:]}; squeeze it."
         )
-    if not _tree.is_traced(y):
-        targets = np.asarray(y)
-        if f.ndim == 1:
-            check_signs(targets, "a margin of one logit")
-        else:
-            check_classes(targets, f.shape[1], "a margin of several logits")
+    if y.shape != f.shape[:1] or not y.size:
+        raise ValueError(
+            f"y must hold one label for each of the {len(f)} examples for a margin, and at least one, but "
+            f"has shape {y.shape}."
+        )
     if f.ndim == 1:
-        return y * f
+        return refuse_signs(y, "a margin of one logit") * f
+    if not _tree.is_traced(y):
+        check_classes(np.asarray(y), f.shape[1], "a margin of several logits")
+    elif not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(
+            f"y must hold integer class labels for a margin of several logits, but has {y.dtype}."
+        )
+    else:
+        y = refuse(
+            jnp.any((y < 0) | (y >= f.shape[1])),
+            y,
+            f"y must hold labels from 0 to {f.shape[1] - 1} for a margin of {f.shape[1]} logits; relabel y.",
+        )
     own = jax.nn.one_hot(y, f.shape[1], dtype=bool)
     return jnp.where(own, jnp.inf, jnp.take_along_axis(f, y[:, None], axis=1) - f)
 

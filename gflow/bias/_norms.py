@@ -31,11 +31,17 @@ def variation_norm(w: Float[Array, "width d"], v: Float[Array, " width"]) -> Flo
     It is the variation norm of the function if no two neurons have the same direction and opposite signs, and
     an upper bound always; for balanced neurons it is ½ (‖w‖² + ‖v‖²).
 
+    **Raises:** `ValueError` unless there is one output weight for each row of `w`.
+
     ??? cite "Reference"
 
         L. Chizat and F. Bach. Implicit Bias of Gradient Descent for Wide Two-layer Neural Networks Trained
         with the Logistic Loss. COLT 2020. [arXiv:2002.04486](https://arxiv.org/abs/2002.04486)
     """
+    if w.ndim != 2 or v.shape != w.shape[:1]:
+        raise ValueError(
+            f"w and v must have shapes (width, d) and (width,), but these are {w.shape} and {v.shape}."
+        )
     return jnp.sum(jnp.abs(v) * jnp.linalg.norm(w, axis=1))
 
 
@@ -50,6 +56,6 @@ def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     """
     values = jnp.linalg.svd(matrix, compute_uv=False)
     total = jnp.sum(values)
-    p = values / jnp.where(total > 0, total, 1)
-    entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0))
-    return jnp.where(total > 0, jnp.exp(entropy), 0)
+    p = values / jnp.where(total == 0, 1, total)
+    entropy = -jnp.sum(jnp.where(p == 0, 0, p * jnp.log(jnp.where(p == 0, 1, p))))
+    return jnp.where(total == 0, 0, jnp.exp(entropy))

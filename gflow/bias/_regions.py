@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from gflow.bias._homogeneity import Inputs, outputs
+from gflow.bias._homogeneity import Inputs, outputs, refuse
 
 
 def linear_regions(model: Callable, points: Inputs, width: float, *, share: float = 0.01) -> Int[Array, ""]:
@@ -22,14 +22,28 @@ def linear_regions(model: Callable, points: Inputs, width: float, *, share: floa
     - `width`: in units of the inputs, the Euclidean distance between places on the line.
     - `share`: between 0 and 1.
 
+    **Raises:** `ValueError` for fewer than three points, points that are not evenly spaced along a line, and
+    a function that is NaN or infinite on them.
+
     ??? cite "Reference"
 
         I. Safran, G. Vardi and J. D. Lee. On the Effective Number of Linear Regions in Shallow Univariate
         ReLU Networks. NeurIPS 2022. [arXiv:2205.09072](https://arxiv.org/abs/2205.09072)
     """
     points = jnp.asarray(points)
-    spacing = jnp.linalg.norm(points[1] - points[0])
+    if points.ndim != 2 or len(points) < 3:
+        raise ValueError(
+            f"points must be at least three inputs, shape (n, d), but their shape is {points.shape}."
+        )
+    spacing = jnp.linalg.norm(points[-1] - points[0]) / (len(points) - 1)
+    straight = jnp.linspace(points[0], points[-1], len(points))
+    points = refuse(
+        ~(jnp.max(jnp.abs(points - straight)) <= 0.1 * spacing),
+        points,
+        "points must be evenly spaced along a straight line, but are not; make them with jnp.linspace.",
+    )
     f = outputs(model, points)
+    f = refuse(~jnp.all(jnp.isfinite(f)), f, "model must be finite on all points, but is not.")
     turns = jnp.abs(jnp.diff(f, n=2)) / spacing
     # a linear function bends by rounding errors only
     total = jnp.sum(turns)

@@ -108,7 +108,7 @@ def halts(problem: Problem, mark: Mark) -> bool:
     if mark.descent is None:
         return False
     wrong = float(mark.descent.log_loss) > np.log(np.log(2) / problem.examples)
-    return bool(wrong and mark.descent.steepness < 0.1 * mark.descent.steepest)
+    return bool(wrong and mark.descent.steepness <= 0.1 * mark.descent.steepest)
 
 
 def _rate(clock: AbstractClock, flow: AbstractFlow, problem: Problem, params: PyTree) -> tuple[Array, Array]:

@@ -70,6 +70,8 @@ class UnsharedDiagonal(eqx.Module):
     @classmethod
     def constant(cls, size: int, scales: Sequence[float], *, signed: bool = True) -> "UnsharedDiagonal":
         """All weights of layer j equal to scales[j], so that β = 0, or their product if not `signed`."""
+        if not len(scales):
+            raise ValueError("scales must hold the weight of one layer at least, but none came.")
         layers = [jnp.full(count("size", size), scale_of("scales", scale), float) for scale in scales]
         return cls(jnp.stack(layers), jnp.stack(layers) if signed else None)
 

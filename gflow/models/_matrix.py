@@ -114,7 +114,14 @@ class Quadratic(eqx.Module):
 
 
 def _measure(matrix: Float[Array, "n m"], x: _Measurement) -> Float[Array, ""]:
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        # JAX would take the nearest entry instead of one that is not there; NaN ends a run with a reason
-        return matrix.at[x[0], x[1]].get(mode="fill", fill_value=jnp.nan)
+    is_entry = jnp.issubdtype(x.dtype, jnp.integer)
+    if x.shape != ((2,) if is_entry else matrix.shape):
+        raise ValueError(
+            f"x must hold matrices of floats of shape {matrix.shape}, or pairs of integers (i, j), but one "
+            f"example has dtype {x.dtype} and shape {x.shape}."
+        )
+    if is_entry:
+        # JAX would take another entry instead of one that is not there; NaN ends a run with a reason
+        i, j = jnp.where(x < 0, max(matrix.shape), x)
+        return matrix.at[i, j].get(mode="fill", fill_value=jnp.nan)
     return jnp.sum(matrix * x)
