@@ -203,3 +203,12 @@ def _hvp(flat, v, unravel, static, data):
         return 0.5 * jnp.mean(jnp.sum((outputs - y) ** 2, axis=-1))
 
     return jax.jvp(jax.grad(loss), (flat,), (v,))[1]
+
+
+def test_few_directions_are_all_looked_at():
+    # diagonal, so that nothing leads from the tracked eigenvector to the one that overtakes it in one jump
+    rows = np.tile([-1.0, 0.0, 1.0, 2.0, 4.0, 5.0], (20, 1))
+    rows[10:, 0] = 9.0
+    for k in (1, 3):
+        pairs, error = along(np.stack([np.diag(row) for row in rows]), np.zeros((20, 6)), k)
+        assert np.all(pairs.converged) and error.max() <= 1e-12 and np.max(pairs.hvps) <= 6

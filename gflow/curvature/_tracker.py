@@ -118,7 +118,8 @@ def follow(
     looked at in every fourth record, and in each where its eigenvalue is within 5% of the k-th. At
     the first record, and whenever 16 times its cost has been spent since the last time, a search by
     Lanczos iterations from a partly random vector looks for others, as in
-    [`gflow.curvature.top_eigenpairs`][].
+    [`gflow.curvature.top_eigenpairs`][]. With 2 k + 14 parameters or fewer every record looks at all
+    directions, since Hessians of small models may be diagonal, where nothing leads from one to another.
 
     **Arguments:**
 
@@ -163,9 +164,15 @@ def _follow(
         pairs = lanczos(matvec, start, k, rtol=_CHECK_RTOL, max_hvps=half, random_share=share, seed=seed)
         return pairs.vectors, pairs.hvps
 
-    due = (track.count == 0) | (track.spent >= _CHECK * track.check_cost)
-    look = track.near | (track.count % _LOOK == 0)
-    others, cost = lax.cond(due, search, lambda: (jnp.zeros((k, size), theta.dtype), jnp.array(0)))
+    if size == _length(size, block):  # so few directions that all are looked at
+        due, cost, others = jnp.array(False), jnp.array(0), jnp.eye(size, dtype=theta.dtype)
+        least = most = block + size
+    else:
+        due = (track.count == 0) | (track.spent >= _CHECK * track.check_cost)
+        look = track.near | (track.count % _LOOK == 0)
+        others, cost = lax.cond(due, search, lambda: (jnp.zeros((k, size), theta.dtype), jnp.array(0)))
+        least = jnp.where(due, block + k, jnp.where(look, block, k))
+        most = jnp.where(due, block + k, block)
     # The first prediction is noise, which no product is spent on.
     proposed = jnp.concatenate(
         [jnp.where(track.count > 0, predicted, 0), jnp.where(jnp.isfinite(others), others, 0)]
@@ -173,8 +180,8 @@ def _follow(
     s = _rayleigh_ritz(
         matvec,
         proposed,
-        jnp.where(due, block + k, jnp.where(look, block, k)),
-        jnp.where(due, block + k, block),
+        least,
+        most,
         track,
         k,
         rtol,
@@ -189,6 +196,11 @@ def _follow(
         converged=s.good & s.finite,
     )
     return pairs, _renew(track, theta, predicted, s, pairs, due, cost)
+
+
+def _length(size: int, block: int) -> int:
+    """Of the basis."""
+    return min(size, 2 * block + 12)
 
 
 def _predict(track: Track, theta: Array) -> Array:
@@ -212,8 +224,8 @@ def _predict(track: Track, theta: Array) -> Array:
 def _rayleigh_ritz(
     matvec: Callable[[Array], Array],
     proposed: Array,
-    least: Array,
-    most: Array,
+    least: Array | int,
+    most: Array | int,
     track: Track,
     k: int,
     rtol: Array,
@@ -221,7 +233,7 @@ def _rayleigh_ritz(
 ) -> _Basis:
     """Ritz pairs in the span of `least` to `most` of the proposed vectors and then of residuals."""
     size, dtype, block = proposed.shape[1], proposed.dtype, track.vectors.shape[1]
-    m = min(size, 2 * block + 12)
+    m = _length(size, block)
     index, rounding = jnp.arange(m), _ROUNDING * jnp.finfo(dtype).eps
 
     def step(s: _Basis) -> _Basis:
