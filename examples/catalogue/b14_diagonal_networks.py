@@ -1,6 +1,5 @@
 """B14: the scale of a diagonal network's start decides between the ℓ₁ and the ℓ₂ norm."""
 
-import diffrax
 import numpy as np
 from entry import Entry, below, holds
 from references import closest, deep_hypentropy_limit, hypentropy_limit, smallest_l1
@@ -15,7 +14,7 @@ def limits(depth, data):
     """Where the flows of uᴰ − vᴰ from u = v = α end, one row for each scale α."""
     networks = stack([gflow.models.Diagonal.constant(12, alpha, depth) for alpha in SCALES[depth]])
     # deep ones take a time like α^{2−D} to begin, and are stiff by then
-    how = {} if depth == 2 else dict(solver=diffrax.Kvaerno5(), rtol=1e-9, atol=1e-13, level=1e-8)
+    how = {} if depth == 2 else dict(solver=gflow.solvers.EXPRB43(), rtol=1e-9, atol=1e-13, level=1e-8)
     networks = interpolate(networks, data, **how)
     return networks, predictors(networks)
 
