@@ -179,9 +179,7 @@ def flow_run(
         raise ValueError(f"flow must be one of gflow.flows, such as GradientFlow(), but {flow!r} came.")
     clock = Time() if clock is None else clock
     plain = isinstance(clock, Time) and log_t0 == -math.inf
-    _check_clock(clock, flow, problem, plain)
-    if alone and not plain and _is_over(clock, flow, problem, problem.params):
-        raise Refused(f"clock={type(clock).__name__}() {clock.refusal}")
+    _check_clock(clock, flow, problem, plain, alone)
     observables = as_observables(observe)
     recorded = RESERVED if plain else marks.recorded(problem)
     watch = Watch(stop, observables, dtype, recorded)
@@ -327,7 +325,7 @@ def _check_kind(clock: Any) -> None:
         )
 
 
-def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) -> None:
+def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool, alone: bool) -> None:
     _check_kind(clock)
     if not plain and _reads_time(flow, problem):
         raise ValueError(
@@ -335,11 +333,8 @@ def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool) 
             "reads t; use plain time for it."
         )
     clock.check(problem)
-
-
-@eqx.filter_jit
-def _is_over(clock: AbstractClock, flow: AbstractFlow, problem: Problem, params: PyTree) -> Array:
-    return clock.is_over(flow, problem, params)
+    if alone and not plain and eqx.filter_jit(type(clock).is_over)(clock, flow, problem, problem.params):
+        raise Refused(f"clock={type(clock).__name__}() {clock.refusal}")
 
 
 def _check_members(path: AbstractPath, members: Problem) -> None:

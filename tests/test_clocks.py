@@ -283,12 +283,13 @@ def test_more_parameters_than_a_dense_jacobian_allows():
         return p @ p / (p @ g) * g
 
     kwargs = dict(loss=Exponential(), clock=TwoPhase(), save_at=s, save_models=True)
-    model = gflow.models.Diagonal.constant(160, 0.1, 2)
-    traj = gflow.integrate(model, (x, y), 4.0, rtol=1e-5, atol=1e-8, **kwargs)
-    assert traj.stats["solver"].endswith("RKC2") and traj["log_loss"][-1] < -1e4
-    found = np.concatenate([traj.models.u, traj.models.v], axis=1)[traj.switch :]
-    exact = solve_ivp(field, (0, 4), found[0], method="LSODA", rtol=1e-9, atol=1e-12, t_eval=s).y.T
-    assert np.max(np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)) < 1e-5
+    for rtol in (1e-4, 1e-6):
+        model = gflow.models.Diagonal.constant(160, 0.1, 2)
+        traj = gflow.integrate(model, (x, y), 4.0, rtol=rtol, atol=1e-3 * rtol, **kwargs)
+        assert traj.stats["solver"].endswith("RKC2") and traj["log_loss"][-1] < -1e4
+        found = np.concatenate([traj.models.u, traj.models.v], axis=1)[traj.switch :]
+        exact = solve_ivp(field, (0, 4), found[0], method="LSODA", rtol=1e-9, atol=1e-12, t_eval=s).y.T
+        assert np.max(np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)) < rtol
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, outputs, refuse, refuse_signs
+from gflow.bias._homogeneity import Data, as_floats, check_length, outputs, refuse, refuse_signs
 
 
 def direction_distance(a: PyTree[Array], b: PyTree[Array]) -> Float[Array, ""]:
@@ -83,10 +83,6 @@ def flip_radii(
 
 
 def _signed(data: Data, what: str) -> tuple[Array, Array]:
-    x, y = jnp.asarray(data[0]), refuse_signs(data[1], what)
-    x = x.astype(jnp.result_type(x, float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
-    if y.shape != x.shape[:1]:
-        raise ValueError(
-            f"y must hold one label for each of the {len(x)} examples for {what}, but has shape {y.shape}."
-        )
+    x, y = as_floats(data[0]), refuse_signs(data[1], what)
+    check_length(y, len(x), what)
     return x, y.astype(x.dtype)

@@ -83,6 +83,21 @@ def refuse(condition: Bool[Array, ""], value: PyTree, message: str) -> Any:
     return value
 
 
+def as_floats(x: Inputs) -> Array:
+    """The inputs, of which integers can't be differentiated by or moved a little, as floats."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.result_type(x, float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+def check_length(y: Labels, examples: int, what: str) -> None:
+    """Raises `ValueError` unless `y` has one entry for each of the examples, and there are some."""
+    if y.shape != (examples,) or not examples:
+        raise ValueError(
+            f"y must hold one label for each of the {examples} examples for {what}, and at least one, but "
+            f"has shape {y.shape}."
+        )
+
+
 def refuse_signs(y: Labels, what: str) -> Array:
     """The labels `y`, refused unless all are ±1; `what` needs them."""
     if not _tree.is_traced(y):

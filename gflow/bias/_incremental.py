@@ -21,14 +21,7 @@ def passage_times(
 
     **Raises:** `ValueError` for shapes that don't fit, no record at all, and NaN.
     """
-    t, values = np.asarray(t), np.asarray(values)
-    if values.ndim != 2 or t.shape != values.shape[:1] or not len(t):
-        raise ValueError(
-            "t and values must have shapes (records,) and (records, k), with at least one record, but these "
-            f"are {t.shape} and {values.shape}."
-        )
-    if np.any(np.isnan(values)):
-        raise ValueError("values must be numbers, but some are NaN; leave out the records after a failure.")
+    t, values = _records(t, values)
     levels = np.broadcast_to(levels, values.shape[1:])
     times = np.full(levels.shape, np.inf)
     for k, level in enumerate(levels):
@@ -49,9 +42,8 @@ def half_times(
     targets: Float[np.ndarray, " k"] | None = None,
 ) -> Float[np.ndarray, " k"]:
     """When each column of `values` has reached half of its target, by default half of its last record."""
-    values = np.asarray(values)
-    last = values[-1] if targets is None and values.ndim == 2 and len(values) else 0.0
-    return passage_times(t, values, (last if targets is None else np.asarray(targets)) / 2)
+    t, values = _records(t, values)
+    return passage_times(t, values, (values[-1] if targets is None else np.asarray(targets)) / 2)
 
 
 def is_incremental(
@@ -172,6 +164,19 @@ def incremental_threshold(
     while low < (middle := (low + high) / 2) < high:  # `available` falls as x grows
         low, high = (middle, high) if available(middle) > needed else (low, middle)
     return IncrementalThreshold(middle, lower, upper)
+
+
+def _records(t: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, refused unless they fit together and hold numbers."""
+    t, values = np.asarray(t), np.asarray(values)
+    if values.ndim != 2 or t.shape != values.shape[:1] or not len(t):
+        raise ValueError(
+            "t and values must have shapes (records,) and (records, k), with at least one record, but these "
+            f"are {t.shape} and {values.shape}."
+        )
+    if np.any(np.isnan(values)):
+        raise ValueError("values must be numbers, but some are NaN; leave out the records after a failure.")
+    return t, values
 
 
 def _check_fractions(s: float, f: float) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gflow.bias._homogeneity import Inputs, outputs
+from gflow.bias._homogeneity import Inputs, as_floats, outputs
 from gflow.bias._norms import lp_norm
 
 
@@ -18,10 +18,8 @@ def linear_predictor(model: Callable, data: tuple[Inputs, Any]) -> Float[Array, 
     For a model that is linear (or affine) in its input, of whatever depth and structure, the gradient is
     the same at every x and f(x) = w·x (+ b). Shape of one example, with the shape of the output in front.
     """
-    x = jnp.asarray(data[0])
-    x = x.astype(jnp.result_type(x, float)) if jnp.issubdtype(x.dtype, jnp.integer) else x
     with jax.default_matmul_precision("highest"):
-        return jnp.mean(jax.vmap(jax.jacrev(model))(x), axis=0)
+        return jnp.mean(jax.vmap(jax.jacrev(model))(as_floats(data[0])), axis=0)
 
 
 def linear_fit(model: Callable, x: Inputs) -> Float[Array, " d"]:

@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree
-from gflow.bias._homogeneity import Data, homogeneity_degree, outputs, refuse, refuse_signs
+from gflow.bias._homogeneity import (
+    Data,
+    as_floats,
+    check_length,
+    homogeneity_degree,
+    outputs,
+    refuse,
+    refuse_signs,
+)
 from gflow.bias._linear import linear_predictor
 from gflow.losses import check_classes
 
@@ -61,7 +69,7 @@ def linear_margin(
             f"order must be at least 1, but {order!r} came; 1, 2 and jnp.inf are the usual norms."
         )
     w = linear_predictor(model, data)
-    x = jnp.asarray(data[0], w.dtype)
+    x = as_floats(data[0])
     f = outputs(model, x)
     axes = tuple(range(1, x.ndim)), tuple(range(f.ndim - 1, w.ndim))
     fit = jnp.tensordot(x, w, axes=axes, precision="highest")
@@ -111,11 +119,7 @@ def pairwise(model: Callable, data: Data) -> Float[Array, "n ..."]:
             f"model must return one number or a vector of at least two logits for a margin, but its output "
             f"has shape {f.shape[1:]}; squeeze it."
         )
-    if y.shape != f.shape[:1] or not y.size:
-        raise ValueError(
-            f"y must hold one label for each of the {len(f)} examples for a margin, and at least one, but "
-            f"has shape {y.shape}."
-        )
+    check_length(y, len(f), "a margin")
     if f.ndim == 1:
         return refuse_signs(y, "a margin of one logit") * f
     if not _tree.is_traced(y):
