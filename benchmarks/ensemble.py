@@ -7,9 +7,11 @@
 
 Both as a flow and as a descent. All calls are warm and timed in turns, with 101 records and
 the defaults of gflow otherwise; single calls are timed for a part of the members and scaled up. Their
-results are compared with those of the ensemble. The file is named after the device if that is no CPU.
+results are compared with those of the ensemble. Where there are several devices, members are spread over
+them as well; the cores of a CPU count as such. The file is named after the device if that is no CPU.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +43,7 @@ def factors(key: jax.Array) -> gflow.models.Factorisation:
 def sensing_loss(model: gflow.models.Factorisation, data: tuple[jax.Array, jax.Array]) -> jax.Array:
     """(1/6) mean (⟨Aᵢ, W⟩ − yᵢ)²."""
     measurements, y = data
-    return jnp.mean((jnp.tensordot(measurements, model.effective(), 2) - y) ** 2) / 6
+    return jnp.mean((jax.vmap(model)(measurements) - y) ** 2) / 6
 
 
 class Setting(NamedTuple):
@@ -85,18 +87,28 @@ def settings(members: int) -> list[Setting]:
 def measure(setting: Setting, members: int, alone: int, repeats: int) -> dict[str, Any]:
     """Seconds of the ensemble and of `members` single calls, and how far the results are apart."""
     found: dict[int, gflow.Trajectory] = {}
+    mesh = jax.make_mesh((jax.device_count(),), ("members",))
+    spread = jax.device_put(setting.models, jax.NamedSharding(mesh, jax.P("members")))
 
-    def together():
-        found[-1] = setting.run(setting.models, setting.data, loss=setting.loss, ensemble=True)
+    def together(models=setting.models):
+        found[-1] = setting.run(models, setting.data, loss=setting.loss, ensemble=True)
 
     def one_by_one():
         for i in range(alone):
             model = jax.tree.map(lambda leaf, i=i: leaf[i], setting.models)
             found[i] = setting.run(model, setting.data, loss=setting.loss)
 
-    times = time_pairs(together, one_by_one, repeats)
-    times = [(of_all, of_some * members / alone) for of_all, of_some in times]
-    of_ensemble, of_loop = (float(np.median(column)) for column in zip(*times, strict=True))
+    def timed(ensemble):
+        times = time_pairs(ensemble, one_by_one, repeats)
+        times = [(of_all, of_some * members / alone) for of_all, of_some in times]
+        medians = [float(np.median(column)) for column in zip(*times, strict=True)]
+        return *medians, float(np.median([loop / one for one, loop in times]))
+
+    of_all_devices = None
+    if jax.device_count() > 1:
+        seconds, _, ratio = timed(lambda: together(spread))
+        of_all_devices = {"devices": jax.device_count(), "ensemble_seconds": seconds, "ratio": ratio}
+    of_ensemble, of_loop, ratio = timed(together)
     ensemble = found.pop(-1)
     return {
         "setting": setting.name,
@@ -104,7 +116,8 @@ def measure(setting: Setting, members: int, alone: int, repeats: int) -> dict[st
         "timed_alone": alone,
         "ensemble_seconds": of_ensemble,
         "loop_seconds": of_loop,
-        "ratio": float(np.median([loop / one for one, loop in times])),
+        "ratio": ratio,
+        "all_devices": of_all_devices,
         "steps": [min(ensemble.stats["steps"]), max(ensemble.stats["steps"])],
         "largest_difference_of_loss": max(
             float(np.max(np.abs(ensemble.loss[i] - run.loss))) / run.loss[0] for i, run in found.items()
@@ -115,9 +128,11 @@ def measure(setting: Setting, members: int, alone: int, repeats: int) -> dict[st
 def main() -> None:
     """Runs everything, prints the table and writes the file."""
     arguments = parse(__doc__)
-    jax.config.update("jax_enable_x64", True)
-    device = jax.default_backend()
     members, alone, repeats = (20, 4, 1) if arguments.quick else (100, 20, 3)
+    jax.config.update("jax_enable_x64", True)
+    cores = os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, cores + 1) if members % n == 0))
+    device = jax.default_backend()
     if device != "cpu":  # to which a single call is a long row of small programs
         alone, repeats = min(alone, 5), 1
     rows = [measure(setting, members, alone, repeats) for setting in settings(members)]
@@ -129,7 +144,13 @@ def main() -> None:
         "ratio": "ratio",
         "largest_difference_of_loss": "largest difference of the loss over the first",
     }
-    text = table(list(shown.values()), ([row[name] for name in shown] for row in rows))
+    of_each = [[row[name] for name in shown] for row in rows]
+    headings = list(shown.values())
+    if rows[0]["all_devices"]:
+        headings += [f"{jax.device_count()} devices, seconds", "ratio"]
+        for line, row in zip(of_each, rows, strict=True):
+            line += [row["all_devices"]["ensemble_seconds"], row["all_devices"]["ratio"]]
+    text = table(headings, of_each)
     name = "ensemble" if device == "cpu" else f"ensemble_{device}"
     path = write(name, {"quick": arguments.quick, "rows": rows}, arguments.output)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Descent as a path: steps of an optax optimiser in one compiled loop."""
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -23,8 +24,7 @@ from gflow.losses import AbstractExponentialTail
 from gflow.observe import Step
 from gflow.stability import AbstractOptimizer
 
-# Losses of so many steps leave the compiled loop at once; of an ensemble fewer, because a loop over
-# many members moves the whole buffer at every step.
+# Losses of so many steps leave the compiled loop at once; of each member of an ensemble fewer.
 BUFFER, BUFFER_OF_MANY = 4096, 64
 # A loss this many times its start (and 1) is called divergence before it overflows.
 _RUNAWAY = 1e6
@@ -87,39 +87,40 @@ class DescentPath(AbstractPath):
         )
         return _tree.as_arrays(state)
 
-    def advance(self, state, until, budget):
-        """Steps in one compiled loop."""
-        limit = state.step + jnp.minimum(budget, self.buffer)
+    def opened(self, state, budget):
+        """With an empty buffer, and no more steps than it takes."""
         state = eqx.tree_at(lambda s: s.filled, state, jnp.zeros_like(state.filled))
-        dynamic, static = eqx.partition(state, eqx.is_array)
+        return state, state.step + jnp.minimum(budget, self.buffer)
 
-        def going_on(dynamic):
-            now = eqx.combine(dynamic, static)
-            return (now.code == RUNNING) & (now.step < until) & (now.step < limit)
+    def going_on(self, state, until, limit):
+        """Before `until`, and nothing has ended the run."""
+        return (state.code == RUNNING) & (state.step < until) & (state.step < limit)
 
-        def step(dynamic):
-            after = _tree.as_arrays(self._step(eqx.combine(dynamic, static)))
-            return eqx.filter(after, eqx.is_array)
-
-        state = eqx.combine(jax.lax.while_loop(going_on, step, dynamic), static)
+    def closed(self, state):
+        """With the gradient at the parameters, which the loop leaves as it was refused, and its norm."""
+        refused = state.code == NONFINITE
         gradient = jax.lax.cond(
-            state.code == NONFINITE,  # then the loop left the gradient that was refused
+            eqxi.unvmap_any(refused),  # of all members or none: a choice for each would copy the data
             lambda: self._batch(state.step, state.order).gradient(state.params),
             lambda: state.gradient,
         )
         known = lambda s: (s.gradient, s.gradient_norm)
         return eqx.tree_at(known, state, (gradient, _tree.norm(gradient)))
 
-    def _step(self, now: DescentState) -> DescentState:
+    def step(self, state, go):
         """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
+        now = state
         params, optimizer_state = self._propose(now)
         step = now.step + 1
+        if go is not True:  # what waits is evaluated once more where it is, and so keeps its gradient
+            params, step = _tree.where(go, (params, step), (now.params, now.step))
         order = now.order
         if self.minibatch is not None and not self.replace:
             first = step % (self.problem.examples // self.minibatch) == 0
             order = jax.lax.cond(first, lambda: self._shuffle(step), lambda: now.order)
         loss, gradient = self._batch(step, order).value_and_gradient(params)
         finite = jnp.isfinite(loss) & _tree.all_finite(gradient, params)
+        accept = finite & go
         code = jnp.where(finite, RUNNING, NONFINITE)
         watched, watch_hvps = now.watched, now.watch_hvps
         if self.watch:
@@ -127,7 +128,7 @@ class DescentPath(AbstractPath):
             if self.minibatch is None:
                 known = {"loss": loss, "gradient_norm": _tree.norm(gradient)}
             margins, watched, hvps = jax.lax.cond(
-                finite & (step % self.check_every == 0),
+                accept & (step % self.check_every == 0),
                 lambda: self.watch.margins(self.problem, params, now.sides, now.watched, known),
                 lambda: (jnp.ones_like(now.sides), now.watched, jnp.array(0)),
             )
@@ -137,8 +138,13 @@ class DescentPath(AbstractPath):
         made = (step, params, optimizer_state, loss, order)
         before = (now.step, now.params, now.optimizer_state, now.loss, now.order)
         # the gradient is not among them: choosing it too would double the cost of a small step
-        step, params, optimizer_state, loss, order = _tree.where(finite, made, before)
+        step, params, optimizer_state, loss, order = _tree.where(accept, made, before)
         runaway = loss > _RUNAWAY * jnp.maximum(jnp.abs(now.scale), 1)
+        code = jnp.where((code == RUNNING) & runaway, DIVERGED, code)
+        slot = now.filled
+        if go is not True:
+            code = jnp.where(go, code, now.code)
+            slot = jnp.where(go, slot, self.buffer)  # which is outside, and not written
         return DescentState(
             step=step,
             params=params,
@@ -148,9 +154,9 @@ class DescentPath(AbstractPath):
             gradient_norm=now.gradient_norm,
             order=order,
             scale=now.scale,
-            losses=now.losses.at[now.filled].set(loss),
-            filled=now.filled + jnp.where(finite, 1, 0),
-            code=jnp.where((code == RUNNING) & runaway, DIVERGED, code),
+            losses=now.losses.at[slot].set(loss),
+            filled=now.filled + jnp.where(accept, 1, 0),
+            code=code,
             sides=now.sides,
             watched=watched,
             watch_hvps=watch_hvps,
@@ -235,8 +241,9 @@ class DescentPath(AbstractPath):
         """One loss per step, starting with step 0."""
         return state.losses, state.filled
 
-    def doubts(self, state, losses):
+    def doubts(self, start, state, losses):
         """A descent that ends above its start, or whose gradient underflows."""
+        del start
         if losses[-1] > losses[0] and self.minibatch is None:
             return [
                 f"the loss ended at {losses[-1]:.3g}, above its start at {losses[0]:.3g}: the learning rate "

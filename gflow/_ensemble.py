@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
 from gflow import _tree
@@ -44,10 +45,12 @@ def split(
     too if all of them have the length of the member axis, as `eqx.filter_vmap` of a constructor leaves them.
     """
     params, frozen = partition(model, trainable)
-    members = _count(params)
+    members, spread = _count(params), _spread(params)
     fixed = jtu.tree_leaves(eqx.filter(frozen, eqx.is_array))
     per_member = all(leaf.shape[:1] == (members,) for leaf in fixed)
     stacked = (params, eqx.filter(frozen, eqx.is_array if per_member else lambda _: False))
+    if spread is not None:
+        stacked = eqx.filter_shard(stacked, spread)
     first = jtu.tree_map(lambda leaf: leaf[0], stacked)
     selected = jtu.tree_map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
     try:
@@ -84,6 +87,7 @@ class _Ensemble(eqx.Module):
     path: AbstractPath
     members: Problem
     observables: tuple[AbstractObservable, ...]
+    spread: NamedSharding | None = eqx.field(static=True)  # of the member axis, if over several devices
 
     @eqx.filter_jit
     def start(self):
@@ -97,13 +101,26 @@ class _Ensemble(eqx.Module):
 
     def advance(self, state, until, budget):
         """Moves every member on to its own `until`; those that are there or have ended wait."""
-        return self._each(type(self.path).advance, state, until, budget)
+        path = type(self.path)
+
+        def of_all(members, state, until, budget):
+            of = self._of
+            state, limit = of(path.opened)(members, state, budget)
+            going_on = lambda state: of(path.going_on)(members, state, until, limit)
+
+            def step(carry):
+                state = of(path.step)(members, *carry)
+                return state, going_on(state)
+
+            state, _ = _tree.while_loop(lambda carry: jnp.any(carry[1]), step, (state, going_on(state)))
+            return of(path.closed)(members, state)
+
+        return self._on_each_device(of_all, state, until, budget)
 
     def where(self, state):
         """The positions."""
         return self.path.where(state)
 
-    @eqx.filter_jit
     def record(self, state, position, last, is_open):
         """θ, what every record holds, whether it is finite, and the number of gradients.
 
@@ -140,10 +157,28 @@ class _Ensemble(eqx.Module):
         return self.path_of(take(self.members)), take(state)
 
     def _each(self, function: Callable, *arguments: PyTree) -> Any:
-        def of_one(member, arguments):
-            return function(self.path_of(member), *arguments)
+        return self._on_each_device(self._of(function), *arguments)
 
-        return eqx.filter_vmap(of_one)(self.members, arguments)
+    def _of(self, function: Callable) -> Callable:
+        """`function(path, *arguments)` for members, given what differs."""
+        return eqx.filter_vmap(lambda member, *arguments: function(self.path_of(member), *arguments))
+
+    def _on_each_device(self, function: Callable, *arguments: PyTree) -> Any:
+        """`function(members, *arguments)`, for all members, or on each device for those that lie there."""
+        everything = (self.members, *arguments)
+        if self.spread is None:
+            return function(*everything)
+        arrays, static = eqx.partition(everything, eqx.is_array)
+        rest = []
+
+        def here(arrays):
+            result = function(*eqx.combine(arrays, static))
+            rest.append(eqx.filter(result, eqx.is_array, inverse=True))
+            return eqx.filter(result, eqx.is_array)
+
+        mesh, across = self.spread.mesh, PartitionSpec(self.spread.spec[0])
+        result = jax.shard_map(here, mesh=mesh, in_specs=across, out_specs=across, check_vma=False)(arrays)
+        return eqx.combine(result, rest[0])
 
     def path_of(self, member: Problem) -> AbstractPath:
         """The path of a member, given what differs."""
@@ -164,7 +199,7 @@ class EnsembleRun:
                 "trajectory."
             )
         self.run = run  # of the first member, not begun: what to record, and when
-        self.ensemble = _Ensemble(run.path, members, run.observables)
+        self.ensemble = _Ensemble(run.path, members, run.observables, _spread(members.params))
         self.size = jtu.tree_leaves(members.params)[0].shape[0]
         self.statuses, self.reasons = [""] * self.size, [""] * self.size
         self.ends = np.full(self.size, np.inf)  # positions
@@ -174,7 +209,7 @@ class EnsembleRun:
         self._t = np.full(self.size, np.nan)  # of the last row
         self._gradients, self._hvps = np.zeros(self.size, int), np.zeros(self.size, int)
         self._rows: list[_Row] = []
-        self._step_losses: list[list[np.ndarray]] = [[] for _ in range(self.size)]
+        self._step_losses: list[tuple[np.ndarray, np.ndarray]] = []  # buffers, and how much counts of each
         self._state: Any = None
         self._budget = 64
         self._clock = Stopwatch()
@@ -275,16 +310,17 @@ class EnsembleRun:
 
     def _record(self, target: float | int) -> None:
         """Measures every member at `target`, or at its end if that comes before."""
-        run, ensemble, is_open = self.run, self.ensemble, ~self._closed
+        run, is_open = self.run, ~self._closed
         here = np.minimum(target, self.ends)
-        self._last, own, finite, gradients = ensemble.record(self._state, here, self._last, is_open)
+        self._last, own, finite, gradients = self._moves.ask(_Ensemble.record, here, self._last, is_open)
         self._gradients[is_open] += gradients
         good = is_open & np.asarray(finite)
         for i in _indices(is_open & ~good & self._under_way):
             self._finish(i, NONFINITE)
         values, hvps, trusted = {}, 0, {}
         if run.observables:
-            values, self._observed, hvps, trusted = ensemble.read(self._last, self._observed, self._state)
+            read = self.ensemble.read(self._last, self._observed, self._state)
+            values, self._observed, hvps, trusted = read
         self._rows.append(_Row({**own, **values}, hvps, trusted, self._last if run.save_models else None))
         self._measured[good] = len(self._rows)
         self._t[good] = [run.time(position) for position in here[good]]
@@ -295,8 +331,7 @@ class EnsembleRun:
     def _keep_step_losses(self) -> None:
         kept = self.run.path.step_losses(self._state)
         if kept is not None:
-            for mine, losses, count in zip(self._step_losses, *map(np.asarray, kept), strict=True):
-                mine.append(losses[:count])
+            self._step_losses.append(jax.device_get(kept))
 
     def _show(self, bar: Any, position: float) -> None:
         if self.run.progress:
@@ -346,7 +381,7 @@ class EnsembleRun:
             records=records,
             model=problem.model(self._last),
             models=models,
-            step=np.asarray(run.positions, dtype=int) if self._step_losses[0] else None,
+            step=np.asarray(run.positions, dtype=int) if self._step_losses else None,
             step_loss=self._all_step_losses(),
             status=status,
             reason=reason,
@@ -389,25 +424,36 @@ class EnsembleRun:
         doubtful: dict[str, np.ndarray],
     ) -> list[str]:
         """What may make members untrustworthy, one sentence each."""
-        found, members = [], jax.device_get(self.ensemble.members)
+        path, starts, found = self.run.path, jax.device_get(self.ensemble.members.params), []
         for i in range(self.size):
             take = lambda tree, i=i: jtu.tree_map(lambda x: x[i], tree)
             ended_well = self.statuses[i] in ("success", "stopped")
             mine = {name: values[i, : self._columns[i]] for name, values in records.items()}
             losses = np.append(mine["loss"], end["loss"][i]) if ended_well else None
             untrusted = {name: count[i] for name, count in doubtful.items()}
-            path, state = self.ensemble.path_of(take(members)), take(states)
-            sentences = doubts(path, self.run.symbol, state, self.run.times, mine, losses, untrusted)
+            here = take(states), self.run.times, mine, losses, untrusted
+            sentences = doubts(path, take(starts), self.run.symbol, *here)
             found += [f"member {i}: {sentence}" for sentence in sentences]
         return found
 
     def _all_step_losses(self) -> np.ndarray | None:
         """The losses of all steps, NaN behind the end of a member."""
-        if not self._step_losses[0]:
+        if not self._step_losses:
             return None
-        joined = [np.concatenate(pieces) for pieces in self._step_losses]
+        buffers, counts = (np.stack(pieces, axis=1) for pieces in zip(*self._step_losses, strict=True))
+        counting = np.arange(buffers.shape[2]) < counts[:, :, None]
+        joined = [losses[which] for losses, which in zip(buffers, counting, strict=True)]
         longest = max(map(len, joined))
         return np.stack([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in joined])
+
+
+def _spread(params: PyTree[Array]) -> NamedSharding | None:
+    """How the member axis is spread over devices, if over several."""
+    sharding = jtu.tree_leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):
+        if mesh.size > 1 and any(sharding.spec[:1]):
+            mesh = Mesh(mesh.devices, mesh.axis_names)  # for sharding by hand, not by types
+            return NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
 
 
 class _Row(NamedTuple):

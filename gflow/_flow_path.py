@@ -127,22 +127,17 @@ class FlowPath(AbstractPath):
         )
         return _tree.as_arrays(state)
 
-    def advance(self, state, until, budget):
-        """Steps until `until` is passed, with diffrax's own stepping calls."""
-        term = self._term()
-        limit = state.steps + budget
-        _, static = eqx.partition(state, eqx.is_array)
+    def opened(self, state, budget):
+        """As it is."""
+        return state, state.steps + budget
 
-        def going_on(dynamic):
-            now = eqx.combine(dynamic, static)
-            return (now.code == RUNNING) & (now.t < until) & (now.steps < limit)
+    def closed(self, state):
+        """As it is."""
+        return state
 
-        def step(dynamic):
-            after = _tree.as_arrays(self._step(term, eqx.combine(dynamic, static)))
-            return eqx.filter(after, eqx.is_array)
-
-        dynamic = jax.lax.while_loop(going_on, step, eqx.filter(state, eqx.is_array))
-        return eqx.combine(dynamic, static)
+    def going_on(self, state, until, limit):
+        """Before `until`, and nothing has ended the run."""
+        return (state.code == RUNNING) & (state.t < until) & (state.steps < limit)
 
     def _term(self) -> diffrax.ODETerm:
         return diffrax.ODETerm(_OfVector(self.clock.term(self.flow, self.problem), self.problem.params))
@@ -150,8 +145,9 @@ class FlowPath(AbstractPath):
     def _parameters(self, vector: Float[Array, " P"]) -> PyTree[Array]:
         return _tree.like(self.problem.params, vector)
 
-    def _step(self, term: diffrax.AbstractTerm, now: FlowState) -> FlowState:
-        """One attempted step: as in diffeqsolve, except that nothing non-finite is accepted."""
+    def step(self, state, go):
+        """As in diffeqsolve, except that nothing non-finite is accepted."""
+        now, term = state, self._term()
         params, error, dense, solver_state, solver_result = attempt(
             self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )
@@ -252,7 +248,8 @@ class FlowPath(AbstractPath):
             retry = self.solver.rejected(now.solver_state, solver_state)
             before = eqx.tree_at(lambda s: s.solver_state, now, retry)
         kept = _tree.where(accept, position(after), position(before))
-        return eqx.tree_at(position, after, kept, is_leaf=lambda x: x is None)
+        after = eqx.tree_at(position, after, kept, is_leaf=lambda x: x is None)
+        return after if go is True else _tree.where(go, after, now)
 
     def _clip(self, t, t_next, keep):
         """The last step ends at t_max exactly, and no sliver of a step is left (as in diffrax)."""
@@ -357,12 +354,12 @@ class FlowPath(AbstractPath):
         """Not kept: a flow has no steps of its own."""
         return None
 
-    def doubts(self, state, losses):
+    def doubts(self, start, state, losses):
         """A start that `atol` swamps, a loss that climbs, one that halts before the data are separated."""
         found = []
         atol = getattr(self.controller, "atol", None)
         if atol is not None:
-            leaves = [np.ravel(p).astype(np.float64) for p in jtu.tree_leaves(self.problem.params)]
+            leaves = [np.ravel(p).astype(np.float64) for p in jtu.tree_leaves(start)]
             scale = float(np.linalg.norm(np.concatenate(leaves)) / np.sqrt(self.problem.size))
             if 0 < scale < 10 * float(atol):
                 found.append(

@@ -110,7 +110,9 @@ def integrate(
     shared, and so are arrays of the model that aren't trainable, unless all of these have the member axis
     as well. Records have the member axis first ([`gflow.Trajectory`][]). A member that stops early or fails
     leaves the others as they are; with `throw` the error comes when all have ended. The members advance
-    together from one record to the next, so that each waits for the slowest. `checkpoint` can't be used.
+    together from one record to the next, so that each waits for the slowest. Members that `jax.device_put`
+    has spread over devices, by a `NamedSharding` of the leading axis, are followed where they lie.
+    `checkpoint` can't be used.
 
     **Returns:** a [`gflow.Trajectory`][].
 

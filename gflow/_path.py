@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from gflow import _tree
 from gflow._problem import Problem
 from gflow._watch import Watch
 from gflow.observe import Step
@@ -37,9 +38,31 @@ class AbstractPath(eqx.Module):
     def start(self) -> PyTree:
         """The state at position 0."""
 
-    @abc.abstractmethod
     def advance(self, state: PyTree, until: Any, budget: Any) -> PyTree:
         """Moves on until `until` is reached or passed, at most `budget` attempted steps."""
+        state, limit = self.opened(state, budget)
+        going_on, step = lambda now: self.going_on(now, until, limit), lambda now: self.step(now, True)
+        return self.closed(_tree.while_loop(going_on, step, state))
+
+    @abc.abstractmethod
+    def opened(self, state: PyTree, budget: Any) -> tuple[PyTree, Any]:
+        """The state that the compiled loop begins with, and the number of steps at which it pauses."""
+
+    @abc.abstractmethod
+    def going_on(self, state: PyTree, until: Any, limit: Any) -> Bool[Array, ""]:
+        """Whether the loop makes another step."""
+
+    @abc.abstractmethod
+    def step(self, state: PyTree, go: Bool[Array, ""] | bool) -> PyTree:
+        """One attempted step; the state stays as it is if `go` is false, as for members that wait for others.
+
+        Here, because to choose between all of two states, as `vmap` of a loop does, costs more than a step of
+        a small problem.
+        """
+
+    @abc.abstractmethod
+    def closed(self, state: PyTree) -> PyTree:
+        """The state that `advance` leaves, after that of the loop."""
 
     @abc.abstractmethod
     def where(self, state: PyTree) -> Position:
@@ -87,10 +110,10 @@ class AbstractPath(eqx.Module):
         """
 
     @abc.abstractmethod
-    def doubts(self, state: PyTree, losses: np.ndarray) -> list[str]:
+    def doubts(self, start: PyTree, state: PyTree, losses: np.ndarray) -> list[str]:
         """Sentences on what may make the result untrustworthy.
 
-        In the losses of the records and the end, and in the state there.
+        In θ at the start, the losses of the records and the end, and the state there.
         """
 
 

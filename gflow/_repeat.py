@@ -33,9 +33,9 @@ class Repeat:
         )
         return seen
 
-    def ask(self, question: Callable, *numbers: np.ndarray) -> Any:
-        """`question(fixed, state, *numbers)`, compiled; the state stays as it is."""
-        return _ask(question, self._fixed_form, self._form, self._fixed, self._state, numbers)
+    def ask(self, question: Callable, *arguments: PyTree) -> Any:
+        """`question(fixed, state, *arguments)`, compiled; the state stays as it is."""
+        return _ask(question, self._fixed_form, self._form, self._fixed, self._state, arguments)
 
 
 @eqx.filter_jit  # cheap on lists of arrays, and it tells what error a model raised
@@ -49,8 +49,8 @@ def _call(functions, fixed_form, form, fixed, state, numbers):
 
 
 @eqx.filter_jit
-def _ask(question, fixed_form, form, fixed, state, numbers):
-    return question(_together(fixed, fixed_form), _together(state, form), *numbers)
+def _ask(question, fixed_form, form, fixed, state, arguments):
+    return question(_together(fixed, fixed_form), _together(state, form), *arguments)
 
 
 def _apart(tree: PyTree) -> tuple[list[Array], Hashable]:

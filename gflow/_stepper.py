@@ -399,7 +399,8 @@ class Run:
         if self.status in ("success", "stopped"):
             losses = np.append(records["loss"], jax.device_get(self._final_loss))
         readings = clock_readings(self.t, records)
-        found = doubts(path, self.symbol, self._state, self.t, records, losses, self._doubtful)
+        here = self._state, self.t, records, losses, self._doubtful
+        found = doubts(path, path.problem.params, self.symbol, *here)
         result = Trajectory(
             s=readings.s,
             t=readings.t,
@@ -450,6 +451,7 @@ def clock_readings(s: Sequence[float], records: dict[str, np.ndarray]) -> Readin
 
 def doubts(
     path: AbstractPath,
+    start: PyTree,
     symbol: str,
     state: PyTree,
     s: Sequence[float],
@@ -462,7 +464,7 @@ def doubts(
     `losses` are those of the records and of the end, unless the run failed; `doubtful` says how often each
     doubt of an observable came up.
     """
-    found = [] if losses is None else path.doubts(state, losses)
+    found = [] if losses is None else path.doubts(start, state, losses)
     for sentence, count in doubtful.items():
         if count:
             found.append(f"{sentence} ({int(count)} of {len(s)} records)")

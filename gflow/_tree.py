@@ -109,7 +109,7 @@ def from_numbers(leaf: Any, found: Any) -> Any:
     return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf)) if is_key(leaf) else found
 
 
-def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
+def where(condition: Bool[Array, ""] | bool, a: PyTree, b: PyTree) -> PyTree:
     """`a` if `condition` else `b`, leaf by leaf; leaves that are no numbers are taken from `a`."""
 
     def pick(x: Any, y: Any) -> Any:
@@ -123,3 +123,11 @@ def where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:
 def as_arrays(a: PyTree) -> PyTree:
     """Every number of `a` as an array of a dtype of its own, as loops need it (no weak types)."""
     return jtu.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)) if eqx.is_array_like(x) else x, a)
+
+
+def while_loop(going_on: Callable[[Any], Bool[Array, ""]], step: Callable[[Any], Any], state: Any) -> Any:
+    """`jax.lax.while_loop` on a PyTree that has leaves other than arrays, which stay as they are."""
+    dynamic, static = eqx.partition(state, eqx.is_array)
+    whole = lambda dynamic: eqx.combine(dynamic, static)
+    move = lambda dynamic: eqx.filter(as_arrays(step(whole(dynamic))), eqx.is_array)
+    return whole(jax.lax.while_loop(lambda dynamic: going_on(whole(dynamic)), move, dynamic))

@@ -17,6 +17,7 @@ def is_known(flags: str) -> bool:
 
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)  # for what is spread over devices; all else runs on the first
 # Optimising programs that run for milliseconds would take most of the time of the tests. An XLA_FLAGS of your
 # own, an empty one as well, leaves the compiler as it comes. Processes of the tests inherit what is set here.
 if "XLA_FLAGS" not in os.environ:

@@ -112,6 +112,36 @@ def test_each_member_is_its_single_run():
     assert len(set(together.stats["steps"])) > 1  # each has its own steps
 
 
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_members_spread_over_devices(kind):
+    kinds = (getattr(jax.sharding.AxisType, kind),)
+    mesh = jax.make_mesh((2,), ("of members",), axis_types=kinds, devices=jax.devices("cpu")[:2])
+    places = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("of members"))
+    models = jax.device_put(MODELS, places)
+    on_devices = lambda run: [set(x.sharding.device_set) for x in jax.tree.leaves(run.model)]
+    refuse = lambda m, _: eqx.error_if(m.w, (m.w > 0.21) & (m.w < 0.25), "between them")
+
+    level = dict(stop=gflow.stop.LossBelow(1e-3), observe={"w": lambda m, _: m.w})
+    flow = gflow.integrate(models, DECAY, 2.5, **FLOW, **level)
+    ends = np.minimum(np.log(STARTS / np.sqrt(2e-3)), 2.5)
+    np.testing.assert_allclose(flow.end["t"], ends, rtol=1e-8)
+    np.testing.assert_allclose(flow.model.w, STARTS * np.exp(-ends), rtol=1e-8)
+    kept = flow.t <= ends[:, None]
+    np.testing.assert_allclose(flow["w"][kept], (STARTS[:, None] * np.exp(-flow.t))[kept], rtol=1e-7)
+
+    call = dict(loss=polynomial, trainable=TRAINABLE, ensemble=True, throw=False)
+    descent = gflow.descend(models, DECAY, 0.1, 40, **call)
+    w = STARTS[:, None] * 0.9 ** np.arange(41)
+    np.testing.assert_allclose(descent.step_loss, w**2 / 2, rtol=1e-12)
+    assert on_devices(flow) == on_devices(descent) == [set(mesh.devices.flat)] * 2
+
+    blown = gflow.integrate(models, BLOW_UP, 1.0, **FLOW, throw=False)
+    assert blown.statuses == ("success", "success", "diverged", "success")
+    failed = gflow.descend(models, DECAY, 0.1, 40, observe={"w": refuse}, **call)
+    assert set(failed.statuses) == {"error"} and "between them" in failed.reason
+    np.testing.assert_allclose(failed.end["loss"], (STARTS * 0.9) ** 2 / 2, rtol=1e-12)
+
+
 def test_an_ensemble_is_shown_saved_and_loaded(tmp_path):
     together = gflow.integrate(MODELS, DECAY, 1.0, **FLOW)
     shown = repr(together)
