@@ -313,6 +313,7 @@ def test_a_threshold_very_near_to_equal_targets():
     assert found.log_lower <= found.log_value <= found.log_upper
 
 
+@pytest.mark.slow
 def test_an_objective_without_minimum_is_said():
     with pytest.raises(RuntimeError, match="did not come to rest|not finite"):
         bias.greedy_low_rank(lambda x: -jnp.sum(x), 3)

@@ -27,7 +27,9 @@ def test_every_data_set_is_checked_here():
     assert sorted(EXPECTED) == sorted(data.__all__)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mnist5k" else name for name in EXPECTED]
+)
 def test_shapes_counts_and_ranges(name):
     features, counts, (low, high) = EXPECTED[name]
     x, y = load(name)

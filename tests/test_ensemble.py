@@ -112,7 +112,7 @@ def test_each_member_is_its_single_run():
     assert len(set(together.stats["steps"])) > 1  # each has its own steps
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
 def test_members_spread_over_devices(kind):
     kinds = (getattr(jax.sharding.AxisType, kind),)
     mesh = jax.make_mesh((2,), ("of members",), axis_types=kinds, devices=jax.devices("cpu")[:2])
@@ -249,6 +249,7 @@ def test_a_single_model_or_a_checkpoint_is_refused(tmp_path):
         gflow.descend(start, DECAY, 0.1, 3, loss=polynomial, trainable=TRAINABLE, ensemble=True)
 
 
+@pytest.mark.slow
 def test_an_observable_that_fails_at_the_first_record_is_said():
     models = eqx.filter_vmap(lambda key: eqx.nn.MLP(2, "scalar", 4, 1, key=key))(
         jax.random.split(jax.random.key(0), 3)

@@ -76,6 +76,7 @@ def test_a_strength_that_makes_no_sense_is_refused(strength):
         gflow.flows.WeightDecay(strength)
 
 
+@pytest.mark.slow
 def test_the_mirror_flow_of_the_hypentropy_is_the_path_of_a_diagonal_network():
     # w = u² − v² from u = v = α runs along the mirror flow, four times as fast
     random, alpha = np.random.default_rng(0), 0.2

@@ -8,7 +8,8 @@ from systems import Linear, dense_hessian, problem_of, tanh_network
 import gflow
 
 
-@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True])
 def test_agrees_with_the_dense_hessian_on_twenty_networks(late):
     indefinite = 0
     for seed in range(20):

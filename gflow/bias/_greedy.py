@@ -82,7 +82,7 @@ def greedy_low_rank(
             y0=u,
             stepsize_controller=dfx.PIDController(rtol=1e-8, atol=rest),
             event=dfx.Event(lambda t, y, args, **_: jnp.linalg.norm(field(t, y, args)) < rest),
-            max_steps=100_000,
+            max_steps=10_000,
             throw=False,
         )
         (end,) = jax.tree.leaves(solution.ys)
