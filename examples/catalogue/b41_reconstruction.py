@@ -13,10 +13,12 @@ LEVELS = (10, 30, 100)
 
 
 def run(quick: bool) -> Entry:
-    """min over λ ≥ 0 of ‖θ − Σ λᵢyᵢ∇f(xᵢ)‖/‖θ‖, for training examples and for fresh ones."""
-    del quick
+    """min over λ ≥ 0 of ‖θ − Σ λᵢyᵢ∇f(xᵢ)‖/‖θ‖, for training examples and for fresh ones.
+
+    Quick: one data set.
+    """
     trained, fresh, agreement = [], [], []
-    for seed in SEEDS:
+    for seed in SEEDS[:1] if quick else SEEDS:
         random = np.random.default_rng(seed)
         x, new = random.normal(size=(2, 20, 30))
         y, signs = np.sign(random.normal(size=(2, 20)))
