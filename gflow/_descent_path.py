@@ -44,7 +44,7 @@ class DescentState(eqx.Module):
     losses: Float[Array, " buffer"]
     filled: Int[Array, ""]
     code: Int[Array, ""]
-    sides: Float[Array, " stops"]
+    sides: Float[Array, " stops"] | None  # None: nothing can stop it
     watched: PyTree
     watch_hvps: Int[Array, ""]
 
@@ -80,7 +80,7 @@ class DescentPath(AbstractPath):
             scale=loss,
             losses=jnp.zeros(self.buffer, loss.dtype).at[0].set(loss),
             filled=jnp.array(1),
-            code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
+            code=jnp.where(self.watch.holds(sides), STOPPED, RUNNING),
             sides=sides,
             watched=watched,
             watch_hvps=zero,

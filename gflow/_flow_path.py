@@ -56,7 +56,7 @@ class FlowState(eqx.Module):
     nonfinite: Int[Array, ""]
     code: Int[Array, ""]
     result: diffrax.RESULTS
-    sides: Float[Array, " stops"]
+    sides: Float[Array, " stops"] | None  # None: nothing can stop it
     watched: PyTree
     watch_hvps: Int[Array, ""]
 
@@ -119,7 +119,7 @@ class FlowPath(AbstractPath):
             rejected=count,
             rejected_first=count,
             nonfinite=count,
-            code=jnp.where(jnp.any(sides == 0), STOPPED, RUNNING),
+            code=jnp.where(self.watch.holds(sides), STOPPED, RUNNING),
             result=diffrax.RESULTS.successful,
             sides=sides,
             watched=watched,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree
 from gflow._problem import Problem
@@ -54,21 +54,27 @@ class Watch(eqx.Module):
 
     def start(
         self, problem: Problem, params: PyTree, known: Mapping[str, Array] | None = None
-    ) -> tuple[Float[Array, " stops"], PyTree]:
-        """The side of its level on which each quantity starts, and the observables' states."""
+    ) -> tuple[Float[Array, " stops"] | None, PyTree]:
+        """The side of its level on which each quantity starts (`None`: no stops), and observables' states."""
         states = tuple(item.init(problem, params) for item in self.observables)
+        if not self.stops:
+            return None, states
         values, states, _ = self._values(problem, params, states, known)
         sides = [
             item.side(value, level)
             for item, value, level in zip(self.stops, values, self.levels, strict=True)
         ]
-        return jnp.stack(sides) if sides else self.levels, states
+        return jnp.stack(sides), states
+
+    def holds(self, sides: Float[Array, " stops"] | None) -> Bool[Array, ""]:
+        """Whether a condition holds at the start."""
+        return jnp.array(False) if sides is None else jnp.any(sides == 0)
 
     def margins(
         self,
         problem: Problem,
         params: PyTree,
-        sides: Float[Array, " stops"],
+        sides: Float[Array, " stops"] | None,
         states: PyTree,
         known: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, " stops"], PyTree, Int[Array, ""]]:
@@ -76,6 +82,7 @@ class Watch(eqx.Module):
 
         What is `known`, such as loss and gradient norm, is not evaluated.
         """
+        assert sides is not None
         values, states, hvps = self._values(problem, params, states, known)
         return sides * (values - self.levels), states, hvps
 
@@ -104,4 +111,4 @@ class Watch(eqx.Module):
             new_states.append(reading.state)
             hvps += reading.hvps
         values = [found[item.quantity].astype(self.levels.dtype) for item in self.stops]
-        return jnp.stack(values) if values else self.levels, tuple(new_states), hvps
+        return jnp.stack(values), tuple(new_states), hvps
