@@ -198,6 +198,7 @@ def test_other_numbers_compile_nothing():
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_records_do_not_change_the_path():
     network = tanh_network()
     runs = [

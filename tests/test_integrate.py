@@ -230,6 +230,7 @@ def test_fixed_steps(solver):
     assert traj.stats["steps"] == 10
 
 
+@pytest.mark.slow
 def test_what_is_recorded_does_not_change_the_path():
     network = tanh_network()
     runs = [
