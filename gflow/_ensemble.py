@@ -5,6 +5,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -198,8 +199,15 @@ class EnsembleRun:
                 "checkpoint can't be used with ensemble=True; run the members in groups, and save each "
                 "trajectory."
             )
+        spread, solver = _spread(members.params), getattr(run.path, "solver", None)
+        if spread is not None and isinstance(solver, diffrax.AbstractImplicitSolver):
+            raise ValueError(
+                f"solver must not be implicit for members that lie on several devices, but is "
+                f"{type(solver).__name__}, whose linear solves can't be taken there; leave it out, use one "
+                "of gflow.solvers such as EXPRB43(), or keep the members on one device."
+            )
         self.run = run  # of the first member, not begun: what to record, and when
-        self.ensemble = _Ensemble(run.path, members, run.observables, _spread(members.params))
+        self.ensemble = _Ensemble(run.path, members, run.observables, spread)
         self.size = jtu.tree_leaves(members.params)[0].shape[0]
         self.statuses, self.reasons = [""] * self.size, [""] * self.size
         self.ends = np.full(self.size, np.inf)  # positions
@@ -449,11 +457,11 @@ class EnsembleRun:
 
 def _spread(params: PyTree[Array]) -> NamedSharding | None:
     """How the member axis is spread over devices, if over several."""
-    sharding = jtu.tree_leaves(params)[0].sharding
-    if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):
-        if mesh.size > 1 and any(sharding.spec[:1]):
-            mesh = Mesh(mesh.devices, mesh.axis_names)  # for sharding by hand, not by types
-            return NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
+    for sharding in (leaf.sharding for leaf in jtu.tree_leaves(params)):
+        if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):
+            if mesh.size > 1 and any(sharding.spec[:1]):
+                mesh = Mesh(mesh.devices, mesh.axis_names)  # for sharding by hand, not by types
+                return NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
 
 
 class _Row(NamedTuple):

@@ -111,7 +111,8 @@ def integrate(
     as well. Records have the member axis first ([`gflow.Trajectory`][]). A member that stops early or fails
     leaves the others as they are; with `throw` the error comes when all have ended. The members advance
     together from one record to the next, so that each waits for the slowest. Members that `jax.device_put`
-    has spread over devices, by a `NamedSharding` of the leading axis, are followed where they lie.
+    has spread over devices, by a `NamedSharding` of the leading axis, are followed where they lie; nothing
+    else is to be placed on devices then, and the solver must not be one of diffrax's implicit ones.
     `checkpoint` can't be used.
 
     **Returns:** a [`gflow.Trajectory`][].

@@ -135,11 +135,24 @@ def test_members_spread_over_devices(kind):
     np.testing.assert_allclose(descent.step_loss, w**2 / 2, rtol=1e-12)
     assert on_devices(flow) == on_devices(descent) == [set(mesh.devices.flat)] * 2
 
+    with pytest.raises(ValueError, match="must not be implicit for members that lie on several devices"):
+        gflow.integrate(models, DECAY, 1.0, **FLOW, solver=diffrax.Kvaerno5())
     blown = gflow.integrate(models, BLOW_UP, 1.0, **FLOW, throw=False)
     assert blown.statuses == ("success", "success", "diverged", "success")
     failed = gflow.descend(models, DECAY, 0.1, 40, observe={"w": refuse}, **call)
     assert set(failed.statuses) == {"error"} and "between them" in failed.reason
     np.testing.assert_allclose(failed.end["loss"], (STARTS * 0.9) ** 2 / 2, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_curvature_of_members_on_several_devices_and_of_a_single_one_later():
+    mesh = jax.make_mesh((2,), ("of members",), devices=jax.devices("cpu")[:2])
+    spread = jax.device_put(MODELS, jax.NamedSharding(mesh, jax.P("of members")))
+    call = dict(loss=polynomial, trainable=TRAINABLE, observe=[gflow.observe.Sharpness()], save_at=2)
+    together = gflow.integrate(spread, (3.0, 0.0), 1.0, ensemble=True, **call)
+    alone = gflow.integrate(member(MODELS, 0), (3.0, 0.0), 1.0, **call)
+    np.testing.assert_allclose(together["sharpness"], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(alone["sharpness"], 3.0, rtol=1e-6)
 
 
 def test_an_ensemble_is_shown_saved_and_loaded(tmp_path):

@@ -1,6 +1,7 @@
 """The Hessian as a linear operator, and the operators made of others: blocks and preconditioning."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,7 +30,7 @@ def hessian(problem: Problem, params: PyTree[Array] | None = None) -> lx.Abstrac
     if problem.chunk_size is not None:  # then the examples' activations mustn't all be kept
         return symmetric(jtu.Partial(Problem.hvp, problem, params), params)
     return lx.JacobianLinearOperator(
-        jtu.Partial(_gradient), params, problem, lx.symmetric_tag, closure_convert=False
+        _Here(jtu.Partial(_gradient)), params, problem, lx.symmetric_tag, closure_convert=False
     )
 
 
@@ -107,7 +108,20 @@ def symmetric(product: Callable[[PyTree], PyTree], like: PyTree) -> lx.FunctionL
 
     `product` is a PyTree and not a closure, which would be compiled again wherever the operator is passed to.
     """
-    return lx.FunctionLinearOperator(product, like, lx.symmetric_tag, closure_convert=False)
+    return lx.FunctionLinearOperator(_Here(product), like, lx.symmetric_tag, closure_convert=False)
+
+
+class _Here(eqx.Module):
+    """A function that is another one where devices work each for itself, inside of `jax.shard_map`.
+
+    Equinox keeps what a function returns by the shapes of what it takes, but the result differs there.
+    """
+
+    function: Callable
+    mesh: Any = eqx.field(static=True, default_factory=jax.sharding.get_abstract_mesh)
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        return self.function(*arguments)
 
 
 def as_operator(
