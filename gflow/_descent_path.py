@@ -107,9 +107,8 @@ class DescentPath(AbstractPath):
         known = lambda s: (s.gradient, s.gradient_norm)
         return eqx.tree_at(known, state, (gradient, _tree.norm(gradient)))
 
-    def step(self, state, go):
+    def step(self, now, go):
         """θ ← θ + update(∇L(θ)), then loss and gradient there; nothing non-finite is accepted."""
-        now = state
         params, optimizer_state = self._propose(now)
         step = now.step + 1
         if go is not True:  # what waits is evaluated once more where it is, and so keeps its gradient

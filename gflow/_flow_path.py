@@ -145,9 +145,9 @@ class FlowPath(AbstractPath):
     def _parameters(self, vector: Float[Array, " P"]) -> PyTree[Array]:
         return _tree.like(self.problem.params, vector)
 
-    def step(self, state, go):
+    def step(self, now, go):
         """As in diffeqsolve, except that nothing non-finite is accepted."""
-        now, term = state, self._term()
+        term = self._term()
         params, error, dense, solver_state, solver_result = attempt(
             self.solver, term, now.t, now.t_next, now.params, now.solver_state, now.made_jump
         )

@@ -53,7 +53,7 @@ class AbstractPath(eqx.Module):
         """Whether the loop makes another step."""
 
     @abc.abstractmethod
-    def step(self, state: PyTree, go: Bool[Array, ""] | bool) -> PyTree:
+    def step(self, now: PyTree, go: Bool[Array, ""] | bool) -> PyTree:
         """One attempted step; the state stays as it is if `go` is false, as for members that wait for others.
 
         Here, because to choose between all of two states, as `vmap` of a loop does, costs more than a step of

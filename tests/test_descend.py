@@ -227,4 +227,5 @@ def test_a_loss_that_underflows_is_said():
     with pytest.warns(UserWarning, match="underflowed to 0 in float32"):
         stuck = gflow.descend(model, data, steps, 300, loss=gflow.losses.Exponential())
     going_on = gflow.descend(model, data, steps, 300, loss=gflow.losses.Log(gflow.losses.Exponential()))
-    assert stuck.model.w[0] < 110 and going_on.model.w[0] == 300 and not going_on.warnings
+    last = 90 if jax.default_backend() == "cpu" else 105  # GPUs keep numbers down to e⁻¹⁰³
+    assert stuck.model.w[0] < last and going_on.model.w[0] == 300 and not going_on.warnings
