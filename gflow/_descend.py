@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from gflow._descent_path import BUFFER, BUFFER_OF_MANY, DescentPath
-from gflow._ensemble import EnsembleRun, split
+from gflow._ensemble import EnsembleRun
+from gflow._members import split
 from gflow._numbers import Real, count, is_number, positive
 from gflow._problem import Problem
 from gflow._stepper import Run

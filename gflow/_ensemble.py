@@ -1,189 +1,26 @@
-"""Many members at once: the compiled pieces of a path under `vmap`, and a record of each member's run."""
+"""The loop that drives and records all members of an ensemble at once."""
 
 import warnings
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
 from gflow import _tree
 from gflow._host import Stopwatch, adapted, message_of, progress_bar
-from gflow._path import (
-    NONFINITE,
-    RUNNING,
-    STOPPED,
-    AbstractPath,
-)
-from gflow._problem import Problem, partition
+from gflow._members import Members
+from gflow._path import NONFINITE, RUNNING, STOPPED
+from gflow._problem import Problem
 from gflow._repeat import Repeat
 from gflow._start_check import check_start
-from gflow._stepper import (
-    Run,
-    clock_readings,
-    doubts,
-    init_observables,
-    read_observables,
-    step_to_read,
-)
+from gflow._stepper import Run, clock_readings, doubts
 from gflow._trajectory import FlowError, Trajectory
-from gflow.observe import RESERVED, AbstractObservable
-
-
-def split(
-    model: PyTree, data: PyTree, loss: Callable | None, *, trainable: PyTree | None, chunk_size: int | None
-) -> tuple[Problem, Problem]:
-    """The problem of the first member, and what differs between members, stacked along a leading axis.
-
-    Both are problems; the second has arrays only where members differ. Arrays that aren't trainable differ
-    too if all of them have the length of the member axis, as `eqx.filter_vmap` of a constructor leaves them.
-    """
-    params, frozen = partition(model, trainable)
-    members, spread = _count(params), _spread(params)
-    fixed = jtu.tree_leaves(eqx.filter(frozen, eqx.is_array))
-    per_member = all(leaf.shape[:1] == (members,) for leaf in fixed)
-    stacked = (params, eqx.filter(frozen, eqx.is_array if per_member else lambda _: False))
-    if spread is not None:
-        stacked = eqx.filter_shard(stacked, spread)
-    first = jtu.tree_map(lambda leaf: leaf[0], stacked)
-    selected = jtu.tree_map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
-    try:
-        problem = Problem(eqx.combine(*first, frozen), data, loss, trainable=selected, chunk_size=chunk_size)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} (This is the first of {members} members: with ensemble=True the leading axis of every "
-            "trainable leaf counts the members.)"
-        ) from error
-    nothing = jtu.tree_map(lambda _: None, problem)
-    parts = lambda p: (p.params, p._frozen)
-    return problem, eqx.tree_at(parts, nothing, stacked, is_leaf=lambda x: x is None)
-
-
-def _count(params: PyTree[Array]) -> int:
-    """The common length of the leading axes."""
-    shapes = {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_leaves_with_path(params)}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) > 1 or () in lengths:
-        listed = [f"{name} has shape {shape}" for name, shape in shapes.items()]
-        raise ValueError(
-            "model must have one leading axis of members on every trainable leaf with ensemble=True, but "
-            f"{', '.join(listed[:4])}; make the members with eqx.filter_vmap of a constructor over keys."
-        )
-    return lengths.pop()[0]
-
-
-class _Ensemble(eqx.Module):
-    """A path for each member: that of the first, and what differs. Compiled pieces, as those of a path.
-
-    Arrays that are passed or returned have a leading member axis.
-    """
-
-    path: AbstractPath
-    members: Problem
-    observables: tuple[AbstractObservable, ...]
-    spread: NamedSharding | None = eqx.field(static=True)  # of the member axis, if over several devices
-
-    @eqx.filter_jit
-    def start(self):
-        """The states at position 0."""
-        return self._each(lambda path: path.start())
-
-    @eqx.filter_jit
-    def evaluate(self, state):
-        """What a record holds at the start."""
-        return self._each(lambda path, state: path.evaluate(state, np.asarray(0.0))[1], state)
-
-    def advance(self, state, until, budget):
-        """Moves every member on to its own `until`; those that are there or have ended wait."""
-        path = type(self.path)
-
-        def of_all(members, state, until, budget):
-            of = self._of
-            state, limit = of(path.opened)(members, state, budget)
-            going_on = lambda state: of(path.going_on)(members, state, until, limit)
-
-            def step(carry):
-                state = of(path.step)(members, *carry)
-                return state, going_on(state)
-
-            state, _ = _tree.while_loop(lambda carry: jnp.any(carry[1]), step, (state, going_on(state)))
-            return of(path.closed)(members, state)
-
-        return self._on_each_device(of_all, state, until, budget)
-
-    def where(self, state):
-        """The positions."""
-        return self.path.where(state)
-
-    def record(self, state, position, last, is_open):
-        """θ, what every record holds, whether it is finite, and the number of gradients.
-
-        Members that are not `is_open` or not finite keep their `last` θ.
-        """
-
-        def of_one(path, state, position, last, is_open):
-            known = path.known(state)
-            params, values = path.evaluate(state, position) if known is None else known
-            finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
-            return _tree.where(is_open & finite, params, last), values, finite, int(known is None)
-
-        return self._each(of_one, state, position, last, is_open)
-
-    @eqx.filter_jit
-    def init(self):
-        """The observables' states before the first record."""
-        return self._each(lambda path: init_observables(self.observables, path.problem, path.problem.params))
-
-    @eqx.filter_jit
-    def read(self, params, states, state):
-        """What the observables see."""
-
-        def of_one(path, params, states, state):
-            step = step_to_read(self.observables, path, state)
-            return read_observables(self.observables, path.problem, params, states, step)
-
-        return self._each(of_one, params, states, state)
-
-    @eqx.filter_jit
-    def one(self, state, i):
-        """Path and state of member `i` alone."""
-        take = lambda tree: jtu.tree_map(lambda x: x[i] if eqx.is_array(x) else x, tree)
-        return self.path_of(take(self.members)), take(state)
-
-    def _each(self, function: Callable, *arguments: PyTree) -> Any:
-        return self._on_each_device(self._of(function), *arguments)
-
-    def _of(self, function: Callable) -> Callable:
-        """`function(path, *arguments)` for members, given what differs."""
-        return eqx.filter_vmap(lambda member, *arguments: function(self.path_of(member), *arguments))
-
-    def _on_each_device(self, function: Callable, *arguments: PyTree) -> Any:
-        """`function(members, *arguments)`, for all members, or on each device for those that lie there."""
-        everything = (self.members, *arguments)
-        if self.spread is None:
-            return function(*everything)
-        arrays, static = eqx.partition(everything, eqx.is_array)
-        rest = []
-
-        def here(arrays):
-            result = function(*eqx.combine(arrays, static))
-            rest.append(eqx.filter(result, eqx.is_array, inverse=True))
-            return eqx.filter(result, eqx.is_array)
-
-        mesh, across = self.spread.mesh, PartitionSpec(self.spread.spec[0])
-        result = jax.shard_map(here, mesh=mesh, in_specs=across, out_specs=across, check_vma=False)(arrays)
-        return eqx.combine(result, rest[0])
-
-    def path_of(self, member: Problem) -> AbstractPath:
-        """The path of a member, given what differs."""
-        return eqx.tree_at(lambda p: p.problem, self.path, eqx.combine(member, self.path.problem))
+from gflow.observe import RESERVED
 
 
 class EnsembleRun:
@@ -193,22 +30,15 @@ class EnsembleRun:
     where they ended. So a member's last record is its end, and what comes after it is left out.
     """
 
-    def __init__(self, run: Run, members: Problem):
+    def __init__(self, run: Run, differing: Problem):
         if run.checkpoint is not None:
             raise ValueError(
                 "checkpoint can't be used with ensemble=True; run the members in groups, and save each "
                 "trajectory."
             )
-        spread, solver = _spread(members.params), getattr(run.path, "solver", None)
-        if spread is not None and isinstance(solver, diffrax.AbstractImplicitSolver):
-            raise ValueError(
-                f"solver must not be implicit for members that lie on several devices, but is "
-                f"{type(solver).__name__}, whose linear solves can't be taken there; leave it out, use one "
-                "of gflow.solvers such as EXPRB43(), or keep the members on one device."
-            )
         self.run = run  # of the first member, not begun: what to record, and when
-        self.ensemble = _Ensemble(run.path, members, run.observables, spread)
-        self.size = jtu.tree_leaves(members.params)[0].shape[0]
+        self.members = Members(run.path, differing, run.observables)
+        self.size = self.members.size
         self.statuses, self.reasons = [""] * self.size, [""] * self.size
         self.ends = np.full(self.size, np.inf)  # positions
         self._closed = np.zeros(self.size, bool)  # the end has been measured
@@ -249,15 +79,15 @@ class EnsembleRun:
         return self
 
     def _drive(self) -> None:
-        run, ensemble, path = self.run, self.ensemble, self.run.path
+        run, members, path = self.run, self.members, self.run.path
         with progress_bar(run.time(run.end), run.progress) as bar:
-            state = ensemble.start()
-            self._initial_loss = check_start(path.problem, lambda: ensemble.evaluate(state))
+            state = members.start()
+            self._initial_loss = check_start(path.problem, lambda: members.evaluate(state))
             self._gradients += 2
-            self._last = ensemble.members.params
-            self._observed = ensemble.init()
-            self._where = jax.device_get(ensemble.where(state))
-            self._moves = Repeat(_Ensemble.advance, _Ensemble.where, ensemble, state)
+            self._last = members.differing.params
+            self._observed = members.init()
+            self._where = jax.device_get(members.where(state))
+            self._moves = Repeat(Members.advance, Members.where, members, state)
             self._state = state
             self._keep_step_losses()
             targets = [*run.positions]
@@ -303,7 +133,7 @@ class EnsembleRun:
 
     def _finish(self, i: int, code: int | None) -> None:
         """Ends member `i`, and says where and why."""
-        path, state = self.ensemble.one(self._state, np.asarray(i))
+        path, state = self.members.one(self._state, np.asarray(i))
         if code == STOPPED:
             here, which, gradients, hvps = path.locate(state)
             self._gradients[i] += gradients
@@ -320,14 +150,14 @@ class EnsembleRun:
         """Measures every member at `target`, or at its end if that comes before."""
         run, is_open = self.run, ~self._closed
         here = np.minimum(target, self.ends)
-        self._last, own, finite, gradients = self._moves.ask(_Ensemble.record, here, self._last, is_open)
+        self._last, own, finite, gradients = self._moves.ask(Members.record, here, self._last, is_open)
         self._gradients[is_open] += gradients
         good = is_open & np.asarray(finite)
         for i in _indices(is_open & ~good & self._under_way):
             self._finish(i, NONFINITE)
         values, hvps, trusted = {}, 0, {}
         if run.observables:
-            read = self.ensemble.read(self._last, self._observed, self._state)
+            read = self.members.read(self._last, self._observed, self._state)
             values, self._observed, hvps, trusted = read
         self._rows.append(_Row({**own, **values}, hvps, trusted, self._last if run.save_models else None))
         self._measured[good] = len(self._rows)
@@ -376,7 +206,7 @@ class EnsembleRun:
                 end |= {"s": self._t, "t": np.exp(end["log_t"])}
         states = self._numbers()
         found = self._doubts(states, records, end, doubtful)
-        problem = eqx.combine(self.ensemble.members, run.path.problem)
+        problem = eqx.combine(self.members.differing, run.path.problem)
         models = None
         if run.save_models and rows:
             stacked = jtu.tree_map(lambda *x: jnp.stack(x, axis=1), *[row.params for row in self._rows])
@@ -432,7 +262,7 @@ class EnsembleRun:
         doubtful: dict[str, np.ndarray],
     ) -> list[str]:
         """What may make members untrustworthy, one sentence each."""
-        path, starts, found = self.run.path, jax.device_get(self.ensemble.members.params), []
+        path, starts, found = self.run.path, jax.device_get(self.members.differing.params), []
         for i in range(self.size):
             take = lambda tree, i=i: jtu.tree_map(lambda x: x[i], tree)
             ended_well = self.statuses[i] in ("success", "stopped")
@@ -453,15 +283,6 @@ class EnsembleRun:
         joined = [losses[which] for losses, which in zip(buffers, counting, strict=True)]
         longest = max(map(len, joined))
         return np.stack([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in joined])
-
-
-def _spread(params: PyTree[Array]) -> NamedSharding | None:
-    """How the member axis is spread over devices, if over several."""
-    for sharding in (leaf.sharding for leaf in jtu.tree_leaves(params)):
-        if isinstance(sharding, NamedSharding) and isinstance(mesh := sharding.mesh, Mesh):
-            if mesh.size > 1 and any(sharding.spec[:1]):
-                mesh = Mesh(mesh.devices, mesh.axis_names)  # for sharding by hand, not by types
-                return NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
 
 
 class _Row(NamedTuple):

@@ -13,8 +13,9 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from gflow._ensemble import EnsembleRun, split
+from gflow._ensemble import EnsembleRun
 from gflow._flow_path import FlowPath
+from gflow._members import split
 from gflow._numbers import Real, count, is_number, positive
 from gflow._path import AbstractPath
 from gflow._problem import Problem

@@ -38,7 +38,8 @@ ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_stepper"}, "above"),  # the loop that drives and records a path
     ({"_flow_path", "_descent_path"}, "above"),  # the two kinds of path
     ({"_switch"}, "above"),  # another solver in the midst of a run
-    ({"_ensemble"}, "above"),  # many members at once
+    ({"_members"}, "above"),  # many paths at once: what differs between them
+    ({"_ensemble"}, "above"),  # the loop that drives and records them
     ({"_two_phase"}, "above"),  # one run after the other
     ({"_integrate", "_descend"}, "above"),  # the two verbs
     ({"_compare"}, "above"),  # flow and descent on one clock
