@@ -14,7 +14,7 @@ STYLES: dict[str, dict[str, Any]] = {
     DEFAULT: {"color": "black", "lw": 5, "alpha": 0.25, "marker": "none", "ls": "-"},
     "RKC2": {"color": "C0", "marker": "o", "ls": "-"},
     "RKC3": {"color": "C1", "marker": "s", "ls": "-"},
-    "EXPRB32": {"color": "C2", "marker": "D", "ls": "--"},
+    "EXPRB42": {"color": "C2", "marker": "D", "ls": "--"},
     "EXPRB43": {"color": "C6", "marker": "P", "ls": "--"},
     "Tsit5": {"color": "C3", "marker": "x", "ls": ":"},
     "Dopri8": {"color": "C4", "marker": "+", "ls": ":"},

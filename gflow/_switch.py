@@ -11,31 +11,31 @@ import numpy as np
 
 from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
-from gflow.solvers import EXPRB32, RKC3, Predictive
+from gflow.solvers import EXPRB42, RKC3, Predictive
 
 _EVERY = 8  # attempted steps, at the least, over which a cost is measured
 _FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
 _CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so, but
-_LATER = 40  # only after so many steps: the first ones are short, and the radius may be about to rise
-_STIFF = 10  # stages of RKC3 with which EXPRB32 is tried again if its spaces were small, then twice as many
+_LATER = 70  # only after so many steps: the first ones are short, and the radius may be about to rise
+_STIFF = 10  # stages of RKC3 with which EXPRB42 is tried again if its spaces were small, then twice as many
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
-_MANY = 400  # steps of EXPRB32 after which RKC3 is tried in any case, and then twice as many
-_BEGIN = 0.3  # of EXPRB32's step, for the first one of RKC3, which has order two
+_MANY = 400  # steps of EXPRB42 after which RKC3 is tried in any case, and then twice as many
+_BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
 
 
 class Switch(AbstractSwitch):
-    """A run begins with `gflow.solvers.EXPRB32` and goes on with `gflow.solvers.RKC3` where that pays.
+    """A run begins with `gflow.solvers.EXPRB42` and goes on with `gflow.solvers.RKC3` where that pays.
 
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
-    Krylov space. Where an accepted step of EXPRB32 takes more gradients than that, rejections included, no
+    Krylov space. Where an accepted step of EXPRB42 takes more gradients than that, rejections included, no
     few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
     it lies ahead. While the spaces are small, so that their radius may be too small as well, it must be
-    clearly more, and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB32
+    clearly more, and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB42
     did, the run changes back. So it does where the spaces were small and RKC3 has come to need many stages:
     the flow has become stiff, and it may be so in a few directions.
 
-    After many steps RKC3 is tried in any case: where the steps of EXPRB32 are short because what its Krylov
+    After many steps RKC3 is tried in any case: where the steps of EXPRB42 are short because what its Krylov
     spaces leave out is stiff, nothing else shows it.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
@@ -44,7 +44,7 @@ class Switch(AbstractSwitch):
     def __init__(self, path: FlowPath, rival: RKC3, rtol: Any, atol: Any):
         inner = rival.tolerances(rtol, atol)
         controller = eqx.tree_at(lambda c: (c.rtol, c.atol), path.controller, tuple(map(jnp.asarray, inner)))
-        assert isinstance(path.solver, EXPRB32) and isinstance(controller, Predictive)
+        assert isinstance(path.solver, EXPRB42) and isinstance(controller, Predictive)
         self._paths = path, dataclasses.replace(path, solver=rival.prepared(*inner), controller=controller)
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
             "next": _EVERY,
@@ -53,7 +53,7 @@ class Switch(AbstractSwitch):
             "try": _MANY,  # steps after which RKC3 is tried
             "rate": 0.0,  # gradients per unit of time before the last change
             "small": False,  # whether Krylov spaces were small when RKC3 took over
-            "stiff": _STIFF,  # stages with which EXPRB32 is tried again then
+            "stiff": _STIFF,  # stages with which EXPRB42 is tried again then
             "changes": [],  # in words
         }
 
@@ -82,7 +82,7 @@ class Switch(AbstractSwitch):
 
     def _judged(self, state: FlowState) -> tuple[dict[str, Any], float | None]:
         """What is known after a review, and the first step of the other solver, if the run is to change."""
-        memory, krylov = dict(self.memory), isinstance(self._path_of(self.memory).solver, EXPRB32)
+        memory, krylov = dict(self.memory), isinstance(self._path_of(self.memory).solver, EXPRB42)
         seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
         now = [x.item() for x in jax.device_get(seen)]
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
@@ -112,15 +112,15 @@ class Switch(AbstractSwitch):
             memory["try"] = 2 * now[1] + _MANY
             memory["small"] = bool(cost < _FEW)
         elif not begins and gradients / time >= _DEARER * memory["rate"]:
-            why = "EXPRB32 again, because RKC3 became dearer than that was"
+            why = "EXPRB42 again, because RKC3 became dearer than that was"
         elif stiff:
             memory["stiff"] *= 2
-            why = f"EXPRB32 again, because RKC3 has come to take {stages} stages"
+            why = f"EXPRB42 again, because RKC3 has come to take {stages} stages"
         else:
             return memory, None
         memory["rate"] = gradients / time
         memory["begins"], memory["before"] = True, now  # the first steps are no measure
-        memory["next"] = memory["due"] = now[1] + 2 * _EVERY
+        memory["next"] = memory["due"] = now[1] + (4 if krylov else 2) * _EVERY
         memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
         return memory, step
 
@@ -143,7 +143,7 @@ def _radius(state: FlowState) -> tuple[float, np.ndarray]:
 def _entered(path: FlowPath, state: FlowState, step: float) -> FlowState:
     """The state of `path` where that of a path with the other solver stands."""
     before, solver = state.solver_state, path.solver
-    if isinstance(solver, EXPRB32):
+    if isinstance(solver, EXPRB42):
         after = solver.begun(state.params, before.f0, before.gradients)
     else:
         assert isinstance(solver, RKC3)

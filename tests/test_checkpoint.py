@@ -29,7 +29,7 @@ def descent(path, **changes):
 
 
 def stiff_flow(path, **changes):
-    return flow(path, solver=gflow.solvers.EXPRB32(), observe=OBSERVE, **changes)
+    return flow(path, solver=gflow.solvers.EXPRB42(), observe=OBSERVE, **changes)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""EXPRB32 and its phi functions, the matrix-free implicit factory, the predictive controller."""
+"""EXPRB42 and its phi functions, the matrix-free implicit factory, the predictive controller."""
 
 import diffrax as dfx
 import jax
@@ -70,7 +70,7 @@ def hessian(n=30):
 
 def test_exact_on_linear_problems():
     a = hessian()
-    solver = solvers.EXPRB32(rtol=1e-9, atol=1e-9)
+    solver = solvers.EXPRB42(rtol=1e-9, atol=1e-9)
     y0 = jnp.ones(30)
     sol = solve(
         lambda t, y, args: -a @ y, y0, 0.5, solver, dt0=0.5,
@@ -83,7 +83,7 @@ def test_one_vector_less_by_the_corrected_scheme():
     # one step of Lanczos; the end point has its share of the second vector as well (Saad)
     rates = np.array([0.1, 1.0, 4.0, 9.0])
     h, y0 = 0.05, np.ones(4)
-    solver = solvers.EXPRB32(rtol=1.0, atol=1.0, max_basis=2, accuracy=1.0)
+    solver = solvers.EXPRB42(rtol=1.0, atol=1.0, max_basis=2, accuracy=1.0)
     sol = solve(
         lambda t, y, args: -jnp.asarray(rates) * y, jnp.asarray(y0), h, solver, dt0=h,
         stepsize_controller=dfx.ConstantStepSize(),
@@ -113,15 +113,43 @@ def test_order(forced):
     y0 = jnp.linspace(-1, 1, 8)
     reference = solve(vf, y0, 2.0, dfx.Dopri8(), 1e-12).ys[0]
     errors = []
-    for n in (20, 40, 80):
+    for n in (40, 80, 160):
         sol = solve(
-            vf, y0, 2.0, solvers.EXPRB32(rtol=1e-12, atol=1e-12, max_basis=8), dt0=2.0 / n,
+            vf, y0, 2.0, solvers.EXPRB42(rtol=1e-12, atol=1e-12, max_basis=8), dt0=2.0 / n,
             stepsize_controller=dfx.ConstantStepSize(),
         )  # fmt: skip
         errors.append(float(jnp.linalg.norm(sol.ys[0] - reference)))
     # The Krylov dimension falls with the step, so single ratios scatter.
     slope = np.log2(errors[0] / errors[-1]) / 2
     assert abs(slope - 3) < 0.2, errors
+
+
+def test_stiff_directions_outside_of_the_krylov_space_are_smoothed(monkeypatch):
+    # 200 stiff directions that all follow a slow one, of which the Krylov space holds a few
+    rates = jnp.geomspace(20.0, 2000.0, 200)
+    pulls = 0.06 * jnp.asarray(np.random.default_rng(0).normal(size=200))
+
+    def vf(t, y, args):
+        loss = lambda y: 0.5 * y[0] ** 2 + 0.5 * jnp.sum(rates * (y[1:] - pulls * y[0] ** 2) ** 2)
+        return -jax.grad(loss)(y)
+
+    h, y0, term = 0.1, jnp.concatenate([jnp.ones(1), pulls]), dfx.ODETerm(vf)
+    exact = solve(vf, y0, h, dfx.Kvaerno5(), 1e-9, dt0=0.01).ys[0]
+
+    def step():
+        solver = solvers.EXPRB42(rtol=1e-2, atol=1e-2)
+        before = solver.init(term, 0.0, h, y0, None)
+        y1, _, _, after, _ = solver.step(term, 0.0, h, y0, None, before, False)
+        speed = vf(h, y1, None)
+        np.testing.assert_allclose(after.f0, speed, atol=1e-10)
+        error = jnp.linalg.norm(y1 - exact)
+        return int(after.gradients), int(after.basis_size), float(jnp.linalg.norm(speed)), float(error)
+
+    gradients, size, speed, error = step()
+    monkeypatch.setattr(solvers._exprb, "_KICK", np.inf)
+    fewer, same, faster, worse = step()
+    assert size == same < 10 and (gradients, fewer) == (size + 4, size + 3)
+    assert speed < 0.3 * faster and error < 0.6 * worse
 
 
 @pytest.mark.slow
@@ -136,7 +164,7 @@ def test_derivatives(transform):
 
         return solve(vf, jnp.linspace(0.5, 1, 6), 1.0, solver, rtol, adjoint=adjoint).ys[0, 0]
 
-    solver = solvers.EXPRB32(rtol=1e-7, atol=1e-7)
+    solver = solvers.EXPRB42(rtol=1e-7, atol=1e-7)
     value = transform(lambda k: final(k, solver))(1.3)
     exact = transform(lambda k: final(k, dfx.Dopri8(), 1e-10))(1.3)
     np.testing.assert_allclose(value, exact, rtol=1e-3)
@@ -148,7 +176,7 @@ def test_float32_and_pytree_and_vmap():
         return {"a": -args * y["a"], "b": -(y["b"] ** 3)}
 
     y0 = {"a": jnp.ones((2, 2), jnp.float32), "b": jnp.ones(3, jnp.float32)}
-    solver = solvers.EXPRB32(rtol=1e-4, atol=1e-4)
+    solver = solvers.EXPRB42(rtol=1e-4, atol=1e-4)
     zero, one = jnp.asarray([0, 1], jnp.float32)
     run = jax.vmap(lambda k: solve(vf, y0, one, solver, 1e-4, args=k, t0=zero).ys)
     out = run(jnp.asarray([1.0, 30.0], jnp.float32))
@@ -160,7 +188,7 @@ def test_float32_and_pytree_and_vmap():
 @pytest.mark.slow
 def test_basis_exhausted_and_nan_shorten_the_step():
     rates = jnp.logspace(-2, 3, 200)
-    solver = solvers.EXPRB32(rtol=1e-5, atol=1e-5, max_basis=6)
+    solver = solvers.EXPRB42(rtol=1e-5, atol=1e-5, max_basis=6)
     sol = solve(lambda t, y, args: -rates * y, jnp.ones(200), 0.1, solver, 1e-5)
     np.testing.assert_allclose(sol.ys[0], np.exp(-0.1 * np.asarray(rates)), atol=1e-3)
     sol = solve(lambda t, y, args: -jnp.sqrt(y), jnp.ones(1), 1.8, solver, 1e-4, dt0=1.5)
@@ -168,7 +196,7 @@ def test_basis_exhausted_and_nan_shorten_the_step():
 
 
 def test_flat_start():
-    sol = solve(lambda t, y, args: 0 * y, jnp.ones(3), 1.0, solvers.EXPRB32())
+    sol = solve(lambda t, y, args: 0 * y, jnp.ones(3), 1.0, solvers.EXPRB42())
     np.testing.assert_array_equal(sol.ys[0], 1.0)
 
 

@@ -15,7 +15,7 @@ from gflow import _switch
 from gflow._integrate import flow_run
 from gflow._stepper import Run
 
-SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB32()]
+SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB42()]
 name_of = lambda solver: type(solver).__name__
 # RKC2 is the program of RKC3 but for its memory.
 EACH = pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_the_choice_is_told_and_can_be_overruled():
     small = gflow.integrate(*network, 0.1, save_at=2)
     assert small.stats["solver"] == "Tsit5" and "small" in small.stats["solver_reason"]
     large = gflow.integrate(*tanh_network(sizes=(3, 200, 1)), 0.1, save_at=2)
-    assert large.stats["solver"] == "EXPRB32" and "eigenvalues" in large.stats["solver_reason"]
+    assert large.stats["solver"] == "EXPRB42" and "eigenvalues" in large.stats["solver_reason"]
     named = gflow.integrate(*network, 0.1, solver=diffrax.Heun(), save_at=2)
     assert named.stats["solver"] == "Heun" and named.stats["solver_reason"] == "named by the user"
     problem = gflow.Problem(*tanh_network(sizes=(3, 200, 1)))
     choose = gflow.solvers.choose
     for rtol, symmetric in ((1e-7, True), (1e-3, False)):
         assert type(choose(problem, rtol, symmetric=symmetric).solver) is diffrax.Tsit5
-    assert type(choose(problem, 1e-3, symmetric=True).solver) is gflow.solvers.EXPRB32
+    assert type(choose(problem, 1e-3, symmetric=True).solver) is gflow.solvers.EXPRB42
 
 
 # A spectrum without gaps, for which Krylov spaces grow, and a little that is not linear.
@@ -136,7 +136,7 @@ def test_the_solver_changes_where_krylov_spaces_do_not_pay():
     loss, counted = counting(crowded)
     traj = run_crowded(loss)
     jax.effects_barrier()
-    assert traj.stats["solver"] == "EXPRB32, then RKC3" and "stages" in traj.stats["solver_reason"]
+    assert traj.stats["solver"] == "EXPRB42, then RKC3" and "stages" in traj.stats["solver_reason"]
     assert traj.stats["gradients"] == counted[0]
     exact = crowded_at(60.0)
     assert np.linalg.norm(traj.model["w"] - exact) < 3e-3 * np.linalg.norm(exact)
@@ -194,7 +194,7 @@ def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver
     monkeypatch.setattr(_switch, "_entered", interrupting)
     partial = run_crowded(checkpoint=tmp_path / "run.npz")
     monkeypatch.undo()
-    assert partial.status == "interrupted" and partial.stats["solver"] == "EXPRB32"
+    assert partial.status == "interrupted" and partial.stats["solver"] == "EXPRB42"
     resumed, whole = run_crowded(checkpoint=tmp_path / "run.npz"), run_crowded()
     assert resumed.stats["solver_reason"] == whole.stats["solver_reason"]
     assert np.array_equal(resumed.model["w"], whole.model["w"])
@@ -213,7 +213,7 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     assert type(runs[0].switch.review(state)[0].solver) is gflow.solvers.RKC3
     state = eqx.tree_at(lambda s: s.solver_state.small, state, state.solver_state.small * jnp.nan)
     path, after = runs[1].switch.review(state)
-    assert type(path.solver) is gflow.solvers.EXPRB32 and after is state
+    assert type(path.solver) is gflow.solvers.EXPRB42 and after is state
 
 
 def factorised(target, start, horizon, rtol):
@@ -229,7 +229,7 @@ def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
     random = np.random.default_rng(0)
     target = np.outer(random.normal(size=15), random.normal(size=15))
     default, stabilised = factorised(target, 0.2 * random.normal(size=(3, 15, 15)), 60.0, 1e-3)
-    assert default.stats["solver"] == "EXPRB32"
+    assert default.stats["solver"] == "EXPRB42"
     assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
 
 
@@ -239,7 +239,7 @@ def test_the_krylov_solver_comes_back_when_a_few_directions_have_become_stiff():
     u, v = (np.linalg.qr(random.normal(size=(15, 15)))[0] for _ in range(2))
     target = (u[:, :3] * np.array([12.0, 6.0, 4.0])) @ v[:, :3].T
     default, stabilised = factorised(target, 0.05 * random.normal(size=(3, 15, 15)), 500.0, 1e-4)
-    assert default.stats["solver"] == "EXPRB32, then RKC3, then EXPRB32"
+    assert default.stats["solver"] == "EXPRB42, then RKC3, then EXPRB42"
     assert "come to take" in default.stats["solver_reason"]
     assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
     np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-3)

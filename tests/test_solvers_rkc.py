@@ -247,7 +247,7 @@ def test_non_autonomous_pure_quadrature(solver):
     assert int(sol.stats["num_steps"]) < 3000
 
 
-EVERY = [*SOLVERS, solvers.EXPRB32(), solvers.EXPRB43()]
+EVERY = [*SOLVERS, solvers.EXPRB42(), solvers.EXPRB43()]
 
 
 @pytest.mark.parametrize("solver", EVERY, ids=[type(s).__name__ for s in EVERY])

@@ -8,12 +8,12 @@ from gflow.solvers._abstract import AbstractFlowSolver
 from gflow.solvers._choice import Choice, choose
 from gflow.solvers._controller import Predictive
 from gflow.solvers._dense import EXPRB43
-from gflow.solvers._exprb import EXPRB32
+from gflow.solvers._exprb import EXPRB42
 from gflow.solvers._implicit import matrix_free
 from gflow.solvers._rkc import RKC2, RKC3
 
 __all__ = [
-    "EXPRB32",
+    "EXPRB42",
     "EXPRB43",
     "RKC2",
     "RKC3",

@@ -8,7 +8,7 @@ from gflow._problem import Problem
 from gflow.clocks import AbstractClock, LogLoss, Time
 from gflow.losses import Log
 from gflow.solvers._dense import EXPRB43
-from gflow.solvers._exprb import EXPRB32
+from gflow.solvers._exprb import EXPRB42
 from gflow.solvers._kinks import has_kinks
 from gflow.solvers._rkc import RKC2, RKC3
 
@@ -32,7 +32,7 @@ def choose(
 ) -> Choice:
     """The solver for a flow of `problem` to the relative tolerance `rtol`.
 
-    [`EXPRB32`][gflow.solvers.EXPRB32] for a smooth loss of at least 500 parameters and `rtol` from 1e-6,
+    [`EXPRB42`][gflow.solvers.EXPRB42] for a smooth loss of at least 500 parameters and `rtol` from 1e-6,
     otherwise `diffrax.Tsit5`. `symmetric` says whether the Jacobian of the vector field is a symmetric
     matrix, as it is for gradient flow; without it the spectrum need not be real, and in plain time the
     choice is `diffrax.Tsit5` as well. So it is for networks with kinks, such as those of ReLU: every step
@@ -42,7 +42,7 @@ def choose(
     time together.
 
     The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
-    rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB32 costs, and how
+    rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB42 costs, and how
     many stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
@@ -80,4 +80,4 @@ def choose(
         return Choice(RKC3(), "stabilised, so that stiffness costs about its square root")
     if problem.size > _LARGE:
         return Choice(RKC3(), "stabilised, because so many parameters leave no room for Krylov spaces")
-    return Choice(EXPRB32(), "exponential, so that a few large eigenvalues cost little", RKC3())
+    return Choice(EXPRB42(), "exponential, so that a few large eigenvalues cost little", RKC3())
