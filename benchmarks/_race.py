@@ -38,21 +38,27 @@ LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2000, 300  # parameters
 IN_FLOAT32 = ("P1, T=75", "P2, T=100", "P3, T=15")
 
 
-def measure(case: Stiff, cache: Path, quick: bool) -> dict[str, Any]:
-    """All methods on one problem."""
+def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """All methods on one problem; with a result from `before` only gflow's, beside the rivals of that."""
     print(case.name, flush=True)
     known = reference(case, cache)
     pace, price = cost_of(case.problem, *((2, 5) if case.problem.size > LARGE else (50, 15)))
     race = Race(case, known, pace, price)
     race.own(TOLERANCES[1:3] if quick else TOLERANCES[:3] if case.costly else TOLERANCES)
-    race.steps_of_a_share()
-    if not case.costly:
+    if before is None:
+        race.steps_of_a_share()
+    if not case.costly and before is None:
         # at 1e-3, which so many parameters meet on average, Tsit5 loses the path at its limit of stability
         race.explicit(TOLERANCES[1:2] if quick else (1e-4,) if race.large else (1e-3, 1e-5, 1e-6, 1e-7))
         if not quick:
             race.dense()
     if case.name in IN_FLOAT32 and not quick:
         race.in_float32()
+    rows, rivals = race.rows, {}
+    if before is not None:
+        rows += [row for row in before["rows"] if row["method"] in (GD, RK4, TORCH, *EXPLICIT, *DENSE)]
+        race.left_out = before["left_out"] | race.left_out
+        rivals = {"rivals_measured": before.get("rivals_measured", before["measured"])}
     return {
         "what": case.what,
         "parameters": case.problem.size,
@@ -65,8 +71,8 @@ def measure(case: Stiff, cache: Path, quick: bool) -> dict[str, Any]:
         "hvp_in_gradients": price,
         "degree": {f"{error:.0e}": degree(known.stiffness, error) for error in (1e-3, 1e-5)},
         "left_out": race.left_out,
-        "rows": race.rows,
-    }
+        "rows": rows,
+    } | rivals
 
 
 class Race:

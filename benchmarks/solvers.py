@@ -1,6 +1,6 @@
 """The race of solvers: gradients spent for the error reached, on stiff and nonstiff gradient flows.
 
-    python benchmarks/solvers.py [--quick] [--only PROBLEM ...] [--times [PROBLEM ...]]
+    python benchmarks/solvers.py [--quick] [--only PROBLEM ...] [--own] [--times [PROBLEM ...]]
                                  [--cache DIR] [--output DIR]
 
 Every problem has a reference, cross-checked by a second method and kept in the cache. Errors are
@@ -11,7 +11,8 @@ a linear problem. Counts of gradient descent and Runge-Kutta are without their p
 ∫λ dt where a run would take minutes. torchdiffeq takes part if it is installed, `pip install -e ".[race]"`.
 
 `--only` measures some problems and puts them into the stored results, which say of each when and where it was
-measured; `--times` measures wall and compile times, beside the runs stored.
+measured; `--own` measures gflow's solvers and leaves their rivals as they are stored; `--times` measures wall
+and compile times, beside the runs stored.
 """
 
 import sys
@@ -53,6 +54,7 @@ def main() -> None:
     cases = {case.name: case for case in problems()}
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", metavar="PROBLEM", choices=cases, help="into what is stored")
+    options.add_argument("--own", action="store_true", help="gflow's solvers alone, into what is stored")
     what = "wall times, of all and compile times if none is named, into what is stored"
     options.add_argument("--times", nargs="*", metavar="PROBLEM", choices=[*WALL], help=what)
     cache = Path.home() / ".cache" / "gflow-references"
@@ -60,12 +62,14 @@ def main() -> None:
     arguments = options.parse_args()
     if arguments.quick:
         cases = {QUICK: cases[QUICK]}
-    kept = arguments.only is not None or arguments.times is not None
+    kept = arguments.only is not None or arguments.own or arguments.times is not None
+    chosen = arguments.only or (cases if arguments.own else ())
     results = stored("solvers", arguments.output) if kept else {}
     results = {"quick": arguments.quick, "problems": {}} | results
     for name, case in cases.items():
-        if name in (arguments.only or ()) or not kept:
-            results["problems"][name] = measure(case, arguments.cache, arguments.quick)
+        if name in chosen or not kept:
+            before = results["problems"].get(name) if arguments.own else None
+            results["problems"][name] = measure(case, arguments.cache, arguments.quick, before)
             order = [key for key in cases if key in results["problems"]]
             results["problems"] = {key: results["problems"][key] for key in order}
             write("solvers", results, arguments.output)  # after each, so that nothing is lost
