@@ -299,6 +299,9 @@ class EXPRB42(AbstractFlowSolver):
     the moments of those that $z$ meets (a Gauss-Radau rule), so that $e/\lambda$ is the stiff part of $z$,
     and $(6\varphi_3(h\lambda) - 1)\, e/\lambda$ is added. That costs one gradient, in steps that need it.
 
+    Steps thousands of times longer than $1/\rho$, as in log-loss time, are not for this method: there the
+    remainder is no quadratic function of time, and its end is overshot; take `EXPRB43` or `RKC2`.
+
     `rtol` and `atol` should be those of the step size controller.
     A stepper that calls `rejected` retries a step with the first vectors of the attempt, up to eight.
 
