@@ -171,8 +171,6 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis), rest))
         inside = _project(basis, end)
         expected = la.add(la.add(f0, remainder), along(k, basis, inside, inside))
-        if not autonomous:
-            expected = la.axpy(h, k.drift, expected)
         to = lambda q: (q.phase, q.point, q.rest, q.expected)
         return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, expected))
 
@@ -209,14 +207,15 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
             point = la.scale(displacement, k.following)
             return eqx.tree_at(lambda q: (q.phase, q.drift, q.point), k, (jnp.asarray(1), drift, point))
 
+        done = lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(5), field))
         k = jax.lax.switch(
             k.phase,
             [
                 derivative,
                 lambda k: lanczos(k, basis, field),
                 lambda k: finish(k, basis, field),
-                lambda k: smooth(k, basis, field),
-                lambda k: eqx.tree_at(lambda q: (q.phase, q.field), k, (jnp.asarray(5), field)),
+                (lambda k: smooth(k, basis, field)) if autonomous else done,
+                done,
             ],
             k,
         )
@@ -298,6 +297,7 @@ class EXPRB42(AbstractFlowSolver):
     outside the space, so that $e \approx Jz$. An eigenvalue 0 and one $\lambda = |e|^2 / z \cdot e$ have
     the moments of those that $z$ meets (a Gauss-Radau rule), so that $e/\lambda$ is the stiff part of $z$,
     and $(6\varphi_3(h\lambda) - 1)\, e/\lambda$ is added. That costs one gradient, in steps that need it.
+    Fields that depend on time are not smoothed.
 
     Steps thousands of times longer than $1/\rho$, as in log-loss time, are not for this method: there the
     remainder is no quadratic function of time, and its end is overshot; take `EXPRB43` or `RKC2`.
