@@ -57,7 +57,7 @@ def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None
     rows, rivals = race.rows, {}
     if before is not None:
         rows += [row for row in before["rows"] if row["method"] in (GD, RK4, TORCH, *EXPLICIT, *DENSE)]
-        race.left_out = before["left_out"] | race.left_out
+        race.left_out |= {name: why for name, why in before["left_out"].items() if name not in OWN}
         rivals = {"rivals_measured": before.get("rivals_measured", before["measured"])}
     return {
         "what": case.what,

@@ -120,6 +120,7 @@ class Switch(AbstractSwitch):
             return memory, None
         memory["rate"] = gradients / time
         memory["begins"], memory["before"] = True, now  # the first steps are no measure
+        # RKC3 first has to wear off what Krylov spaces left in stiff directions, with short steps
         memory["next"] = memory["due"] = now[1] + (4 if krylov else 2) * _EVERY
         memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
         return memory, step

@@ -152,6 +152,28 @@ def test_stiff_directions_outside_of_the_krylov_space_are_smoothed(monkeypatch):
     assert speed < 0.3 * faster and error < 0.6 * worse
 
 
+def test_plain_diffrax_smooths_as_well_and_an_end_outside_of_the_domain_is_refused():
+    rates = jnp.geomspace(20.0, 2000.0, 200)
+    vf = lambda t, y, args: -rates * (y - 0.06 * jnp.sin(y[0]) ** 2) ** 2 - y
+    y0, solver = jnp.ones(200), solvers.EXPRB42(rtol=1e-2, atol=1e-2)
+    sol = solve(
+        vf, y0, 0.01, solver, dt0=0.01, stepsize_controller=dfx.ConstantStepSize(),
+        saveat=dfx.SaveAt(t1=True, solver_state=True),
+    )  # fmt: skip
+    term = dfx.ODETerm(vf)
+    before = solver.init(term, 0.0, 0.01, y0, None)
+    y1, _, _, after, _ = solver.step(term, 0.0, 0.01, y0, None, before, False)
+    assert int(sol.solver_state.gradients) == int(after.gradients)
+    np.testing.assert_allclose(sol.ys[0], y1, rtol=1e-9)
+
+    edge = dfx.ODETerm(
+        lambda t, y, args: -1.0 + 0 * jnp.sqrt(y - 0.2)
+    )  # the stage is at 0.325, the end at 0.1
+    before = solver.init(edge, 0.0, 0.9, jnp.ones(1), None)
+    y1, error, _, _, _ = solver.step(edge, 0.0, 0.9, jnp.ones(1), None, before, False)
+    assert np.all(np.isfinite(y1)) and np.all(np.isinf(error))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd])
 def test_derivatives(transform):

@@ -189,7 +189,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         kicked = decays & (stiffness < -_STIFF) & (size > _KICK * la.norm(field))
         stiffness = jnp.where(kicked, stiffness, -_STIFF)
         factor = jnp.where(kicked, h * (6 * phi(stiffness, 3)[3] - 1) / stiffness, 0)
-        after = jnp.where(kicked, 4, 5), field, la.axpy(factor, excess, k.point)
+        smoothed = la.select(kicked, la.axpy(factor, excess, k.point), k.point)
+        after = jnp.where(kicked, 4, 5), field, smoothed
         return eqx.tree_at(lambda q: (q.phase, q.field, q.point), k, after)
 
     def body(carry: tuple[_Krylov, Vector]):
@@ -263,9 +264,13 @@ def _autonomous(vf, t0, y0, args) -> bool:
         return vf(t, y, a)
 
     jaxpr = jax.make_jaxpr(field)(jnp.asarray(t0, jnp.result_type(float)), arrays).jaxpr
-    time = jaxpr.invars[0]
-    used = any(v is time for equation in jaxpr.eqns for v in equation.invars)
-    return not (used or any(v is time for v in jaxpr.outvars))
+    needed = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(
+        jaxpr.eqns
+    ):  # diffrax multiplies the time by ±1 even if nothing reads the product
+        if equation.effects or any(id(v) in needed for v in equation.outvars):
+            needed |= {id(v) for v in equation.invars}
+    return id(jaxpr.invars[0]) not in needed
 
 
 class EXPRB42(AbstractFlowSolver):
@@ -286,10 +291,10 @@ class EXPRB42(AbstractFlowSolver):
     lacking after $m$ of them, $h^2 \|F\| \beta_m\, (e_m^T \varphi_2(hT_m) e_1)\, v_{m+1}$, is added to $y_1$
     (Saad's corrected scheme); the process stops when its root mean square, over `atol` $+$ `rtol` $|y_0|$,
     is below `accuracy`. $J(U - y_0)$ then costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part
-    of $D$ outside it is multiplied by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if the field
-    depends on time): $m$ is small where a few large eigenvalues stand apart from the rest, and grows like
-    $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis` vectors is refused, and
-    the step size controller shortens it.
+    of $D$ outside it is multiplied by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if it is
+    smoothed, or the field depends on time): $m$ is small where a few large eigenvalues stand apart from the
+    rest, and grows like $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis` vectors
+    is refused, and the step size controller shortens it.
 
     What $\varphi_3(0)$ does to slow directions is right, but stiff ones get too much, which hardly matters by
     itself and yet makes the next steps short. It shows in $f(y_1)$: where that is far from what was expected,
@@ -395,7 +400,9 @@ class EXPRB42(AbstractFlowSolver):
         k, basis = _run(operands, most=self._most(y0), accuracy=self.accuracy, autonomous=autonomous)
         few = state.small.shape[0]
         y1 = la.add(y0, k.point)
-        error = jtu.tree_map(lambda e: jnp.where(k.failed, jnp.inf, e), k.rest)
+        # of all that is evaluated only the end point may lie where the field isn't defined
+        refused = k.failed | ~_tree.all_finite(k.field)
+        error = jtu.tree_map(lambda e: jnp.where(refused, jnp.inf, e), k.rest)
         after = EXPRBState(
             f0=k.field,
             basis_size=k.size,
