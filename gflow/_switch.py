@@ -36,7 +36,7 @@ class Switch(AbstractSwitch):
     the flow has become stiff, and it may be so in a few directions.
 
     After many steps RKC3 is tried in any case: where the steps of EXPRB42 are short because what its Krylov
-    spaces leave out is stiff, nothing else shows it.
+    spaces leave out is stiff, its cost per step doesn't show it.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
     """

@@ -166,9 +166,8 @@ def test_plain_diffrax_smooths_as_well_and_an_end_outside_of_the_domain_is_refus
     assert int(sol.solver_state.gradients) == int(after.gradients)
     np.testing.assert_allclose(sol.ys[0], y1, rtol=1e-9)
 
-    edge = dfx.ODETerm(
-        lambda t, y, args: -1.0 + 0 * jnp.sqrt(y - 0.2)
-    )  # the stage is at 0.325, the end at 0.1
+    # the stage is at 0.325, the end at 0.1
+    edge = dfx.ODETerm(lambda t, y, args: -1.0 + 0 * jnp.sqrt(y - 0.2))
     before = solver.init(edge, 0.0, 0.9, jnp.ones(1), None)
     y1, error, _, _, _ = solver.step(edge, 0.0, 0.9, jnp.ones(1), None, before, False)
     assert np.all(np.isfinite(y1)) and np.all(np.isinf(error))
