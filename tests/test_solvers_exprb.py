@@ -8,7 +8,7 @@ import pytest
 from scipy.linalg import expm
 
 from gflow import solvers
-from gflow.solvers._phi import matrix_phi, phi
+from gflow.solvers._phi import matrix_phi, matrix_phis, phi
 
 
 def solve(vf, y0, t1, solver, rtol=1e-6, **kwargs):
@@ -54,6 +54,23 @@ def test_phi_derivative_with_equal_eigenvalues():
     for k in range(1, 5):
         plus, minus = (phi_by_expm(np.asarray(a + s * e * d), k) for s in (1, -1))
         np.testing.assert_allclose(tangent[k - 1], (plus - minus) / (2 * e), atol=1e-7)
+
+
+def test_phi_of_multiples_of_a_leading_block_and_their_derivatives():
+    rng = np.random.default_rng(2)
+    a, d = np.zeros((2, 20, 20))
+    size, factors, e = 6, (0.75, 1.0), 1e-6
+    a[:size, :size], d[:size, :size] = (x + x.T for x in rng.normal(size=(2, size, size)))
+    phis = lambda a: matrix_phis(a, factors, jnp.asarray(size))
+    values, tangent = jax.jvp(phis, (jnp.asarray(a),), (jnp.asarray(d),))
+    np.testing.assert_allclose(values, phis(jnp.asarray(a)), rtol=1e-12)
+    block, slope = a[:size, :size], d[:size, :size]
+    for i, c in enumerate(factors):
+        for k in range(1, 5):
+            plus, minus = (phi_by_expm(c * (block + s * e * slope), k) for s in (1, -1))
+            found = np.asarray([values[k - 1, i], tangent[k - 1, i]])[:, :size, :size]
+            np.testing.assert_allclose(found[0], phi_by_expm(c * block, k), rtol=1e-9, atol=1e-11)
+            np.testing.assert_allclose(found[1], (plus - minus) / (2 * e), rtol=1e-6, atol=1e-7)
 
 
 def test_phi_is_finite_far_out():

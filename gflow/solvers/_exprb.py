@@ -17,7 +17,7 @@ from gflow import _tree
 from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
-from ._phi import matrix_phi, phi
+from ._phi import matrix_phis, phi
 
 _STAGE = 0.75  # of the step, where the remainder is evaluated: the only place where one is enough for order 4
 _KEPT = 8  # basis vectors that a rejected step hands on
@@ -49,7 +49,7 @@ class _Krylov(eqx.Module):
     beta: Scalar
     following: Vector  # next basis vector
     size: Int[Array, ""]
-    phis: Float[Array, "4 m m"]
+    phis: Float[Array, "4 2 m m"]  # of the step to the stage, and of the whole one
     rest: Vector  # error estimate
     expected: (
         Vector  # field at the end point, without the Jacobian's product with what is outside of the basis
@@ -114,15 +114,15 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         w = la.scale(1 / displacement, la.sub(field, f0))
         m = k.size
         products, w = _orthogonalised(basis, w, m + 1)
-        alpha = jnp.take(products, m)
-        link = jnp.where(m > 0, k.beta, 0)
-        small = k.small.at[m, m].set(alpha)
-        small = small.at[m, m - 1].add(link).at[m - 1, m].add(link)
+        i, j = jnp.indices((most, most), sparse=True)
+        # not three updates in place, each of which is compiled as several programs
+        link = jnp.where((jnp.maximum(i, j) == m) & (jnp.abs(i - j) == 1), k.beta, k.small)
+        small = jnp.where((i == m) & (j == m), products, link)
         beta = la.norm(w)
         size = m + 1
-        phis = matrix_phi(h * small, size)
+        phis = matrix_phis(h * small, (_STAGE, 1.0), size)
         # First term of what the Krylov approximation of h phi_1(hJ) F lacks; `finish` adds it.
-        residual = h**2 * length * beta * jnp.abs(phis[1][m, 0])
+        residual = h**2 * length * beta * jnp.abs(phis[1, 1, m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
         # of rounding errors alone where the basis is complete
         direction = la.scale(jnp.where(breakdown, 0, 1 / jnp.where(breakdown, 1, beta)), w)
@@ -138,16 +138,14 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         )
 
         def leave():
-            early = matrix_phi(_STAGE * h * k.small, k.size)
-            return jnp.asarray(2), linear(k, basis, _STAGE * h, early)
+            return jnp.asarray(2), linear(k, basis, _STAGE * h, k.phis[:, 0])
 
         next_one = jax.lax.cond(settled & ~failed, leave, lambda: (k.phase, k.point))
         return eqx.tree_at(lambda q: (q.phase, q.point), k, next_one)
 
     def along(k: _Krylov, basis: Vector, inside: Array, outside: Array):
         """The Jacobian's product with a vector of the basis; of `outside`, what leads out of the space."""
-        last = jnp.sum(jnp.where(jnp.arange(most) == k.size - 1, outside, 0))
-        return la.axpy(k.beta * last, k.following, _apply(basis, k.small @ inside))
+        return la.axpy(k.beta * outside[k.size - 1], k.following, _apply(basis, k.small @ inside))
 
     def finish(k: _Krylov, basis: Vector, field):
         """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
@@ -155,7 +153,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         # a quadratic function of time, as it is.
         own = inside = _project(basis, k.point)
         if not autonomous:
-            own = _STAGE * h * matrix_phi(_STAGE * h * k.small, k.size)[0][:, 0] * length
+            own = _STAGE * h * k.phis[0, 0, :, 0] * length
         product = along(k, basis, inside, own)
         remainder = la.sub(la.sub(field, f0), product)
         if not autonomous:
@@ -164,11 +162,10 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         d = _project(basis, remainder)
         outside = la.sub(remainder, _apply(basis, d))
         # Outside the Krylov space phi_3 is taken at zero.
-        rest = la.axpy(h / 3, outside, _apply(basis, 2 * h * (k.phis[2] @ d)))
+        rest = la.axpy(h / 3, outside, _apply(basis, 2 * h * (k.phis[2, 1] @ d)))
         # In the end point only: of the stage the product with the Jacobian must be known.
-        last = jnp.arange(most) == k.size - 1
-        lacking = h**2 * length * k.beta * jnp.sum(jnp.where(last, k.phis[1][:, 0], 0))
-        end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis), rest))
+        lacking = h**2 * length * k.beta * k.phis[1, 1, k.size - 1, 0]
+        end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis[:, 1]), rest))
         inside = _project(basis, end)
         expected = la.add(la.add(f0, remainder), along(k, basis, inside, inside))
         to = lambda q: (q.phase, q.point, q.rest, q.expected)
@@ -234,7 +231,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         field=f0, drift=zero,
         small=jnp.zeros((most, most), dtype).at[:few, :few].set(block),
         beta=known_small[kept, kept - 1], following=following, size=kept,
-        phis=jnp.zeros((4, most, most), dtype), rest=zero, expected=zero,
+        phis=jnp.zeros((4, 2, most, most), dtype), rest=zero, expected=zero,
         evaluations=count, failed=jnp.asarray(False),
     )  # fmt: skip
     basis = jtu.tree_map(lambda v: jnp.zeros((most, *v.shape[1:]), v.dtype).at[:few].set(take(v)), known)
@@ -355,7 +352,7 @@ class EXPRB42(AbstractFlowSolver):
         Themselves from 1e-4 on, but at most 7e-3, beyond which a run gets dearer. Below, what Krylov spaces
         leave out makes the error fall slower than the tolerance, about like its power 3/4.
         """
-        inner = jnp.minimum(rtol * jnp.minimum((rtol / 1e-4) ** 0.3, 1), 7e-3)
+        inner = min(rtol * min((rtol / 1e-4) ** 0.3, 1.0), 7e-3)
         return inner, inner / rtol * atol
 
     def prepared(self, rtol, atol) -> "EXPRB42":
@@ -421,7 +418,7 @@ class EXPRB42(AbstractFlowSolver):
         All but the last, whose product with the Jacobian the next attempt makes again.
         """
         kept = jnp.clip(attempted.basis_size - 1, 0, attempted.small.shape[0] - 1)
-        kept = jnp.where(_tree.all_finite((attempted.first, attempted.small)), kept, 0)
+        kept = jnp.where(_tree.all_finite(attempted.small), kept, 0)  # a NaN in a vector shows in its product
         return eqx.tree_at(lambda s: (s.f0, s.kept), attempted, (before.f0, kept.astype(before.kept.dtype)))
 
     def func(self, terms, t0, y0, args):

@@ -3,6 +3,7 @@
 `phi_0 = exp`, `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`, `phi_k(0) = 1/k!`.
 """
 
+import functools
 from math import factorial
 
 import jax
@@ -33,16 +34,31 @@ def phi(z, most: int):
     return jnp.stack([jnp.where(small, d, u) for d, u in zip(down, up, strict=True)])
 
 
-@jax.custom_jvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @jax.default_matmul_precision("highest")
-def matrix_phi(a: Float[Array, "m m"], size: Int[Array, ""] | None = None) -> Float[Array, "4 m m"]:
-    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, or of its leading block of a `size`, stacked in front.
+def matrix_phis(
+    a: Float[Array, "m m"], factors: tuple[float, ...], size: Int[Array, ""] | None
+) -> Float[Array, "4 f m m"]:
+    """`phi_1(cA) ... phi_4(cA)` for factors `c` and a symmetric matrix, which may be zero beyond a `size`.
+
+    There they may be anything.
 
     The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
     eigenvalues coincide and those of the eigenvectors do not.
     """
     values, vectors = _spectrum(a, size)
-    return jnp.einsum("im,km,jm->kij", vectors, phi(values, 4)[1:], vectors)
+    phis = phi(jnp.outer(jnp.asarray(factors, values.dtype), values), 4)[1:]
+    return _turned_back(vectors, phis)
+
+
+def _turned_back(vectors, phis):
+    """The matrices that have these eigenvectors and eigenvalues."""
+    return jnp.einsum("im,kfm,jm->kfij", vectors, phis, vectors)
+
+
+def matrix_phi(a: Float[Array, "m m"]) -> Float[Array, "4 m m"]:
+    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, stacked in front."""
+    return matrix_phis(a, (1.0,), None)[:, 0]
 
 
 def _spectrum(a, size):
@@ -52,31 +68,29 @@ def _spectrum(a, size):
     most = a.shape[0]
 
     def of_block(n):
-        values, vectors = jnp.linalg.eigh(a[:n, :n])
+        values, vectors = jnp.linalg.eigh(a[:n, :n], symmetrize_input=False)
         return jnp.pad(values, (0, most - n)), jnp.pad(vectors, (0, most - n))
 
     return la.leading(of_block, most, size)
 
 
-@matrix_phi.defjvp
+@matrix_phis.defjvp
 @jax.default_matmul_precision("highest")
-def _matrix_phi_jvp(primals, tangents):
+def _matrix_phis_jvp(factors, primals, tangents):
     (a, size), (da, _) = primals, tangents
     values, vectors = _spectrum(a, size)
-    phis = phi(values, 5)
-    x, y = values[:, None], values[None, :]
+    scale = jnp.asarray(factors, values.dtype)[:, None]
+    z = scale * values
+    phis = phi(z, 5)
+    x, y = z[:, :, None], z[:, None, :]
     close = jnp.abs(x - y) < 1e-3 * (1 + jnp.abs(x) + jnp.abs(y))
-    gap = jnp.where(close, 1, x - y)
+    quotients = (phis[1:5, :, :, None] - phis[1:5, :, None, :]) / jnp.where(close, 1, x - y)
     middle = phi((x + y) / 2, 5)
-    out = []
-    for k in range(1, 5):
-        quotient = (phis[k][:, None] - phis[k][None, :]) / gap
-        # phi_k' = phi_k - k phi_{k+1}
-        divided = jnp.where(close, middle[k] - k * middle[k + 1], quotient)
-        inner = divided * (vectors.T @ ((da + da.T) / 2) @ vectors)
-        out.append(vectors @ inner @ vectors.T)
-    primal = jnp.einsum("im,km,jm->kij", vectors, phis[1:5], vectors)
-    return primal, jnp.stack(out)
+    # phi_k' = phi_k - k phi_{k+1}
+    slopes = middle[1:5] - jnp.arange(1, 5).reshape(4, 1, 1, 1) * middle[2:]
+    divided = jnp.where(close, slopes, quotients)
+    turned = scale[..., None] * (vectors.T @ ((da + da.T) / 2) @ vectors)
+    return _turned_back(vectors, phis[1:5]), vectors @ (divided * turned) @ vectors.T
 
 
 @jax.default_matmul_precision("highest")

@@ -261,7 +261,7 @@ class RKC3(_AbstractRKC):
 
 
 def _tolerances(rtol, atol, power, factor):
-    inner = jnp.minimum((factor * rtol) ** power, 0.3)
+    inner = min((factor * rtol) ** power, 0.3)
     return inner, inner / rtol * atol
 
 
