@@ -10,6 +10,8 @@ from scipy.linalg import expm
 from gflow import solvers
 from gflow.solvers._phi import matrix_phi, matrix_phis, phi
 
+FINAL = dfx.SaveAt(t1=True, solver_state=True)
+
 
 def solve(vf, y0, t1, solver, rtol=1e-6, **kwargs):
     kwargs.setdefault("stepsize_controller", dfx.PIDController(rtol, rtol))
@@ -96,26 +98,30 @@ def test_exact_on_linear_problems():
     np.testing.assert_allclose(sol.ys[0], expm(-0.5 * np.asarray(a)) @ y0, atol=1e-6)
 
 
-def test_one_vector_less_by_the_corrected_scheme():
-    # one step of Lanczos; the end point has its share of the second vector as well (Saad)
-    rates = np.array([0.1, 1.0, 4.0, 9.0])
-    h, y0 = 0.05, np.ones(4)
-    solver = solvers.EXPRB42(rtol=1.0, atol=1.0, max_basis=2, accuracy=1.0)
-    sol = solve(
-        lambda t, y, args: -jnp.asarray(rates) * y, jnp.asarray(y0), h, solver, dt0=h,
-        stepsize_controller=dfx.ConstantStepSize(),
-    )  # fmt: skip
-    size = int(sol.stats["num_steps"])
-    force = -rates * y0
-    krylov = np.linalg.qr(np.stack([(-rates) ** j * force for j in range(3)], axis=1))[0]
-    jacobian = krylov.T @ np.diag(-rates) @ krylov
-    m = 1  # vectors that so loose a tolerance asks for
-    start = np.linalg.norm(force) * np.sign(krylov[:, 0] @ force)
-    inner = phi_by_expm(h * jacobian[:m, :m], 2)[:, 0], phi_by_expm(h * jacobian[:m, :m], 1)[:, 0]
-    expected = y0 + h * start * krylov[:, :m] @ inner[1]
-    expected += h**2 * start * jacobian[m, m - 1] * inner[0][m - 1] * krylov[:, m]
-    assert size == 1
-    np.testing.assert_allclose(sol.ys[0], expected, atol=1e-7)
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_a_step_by_the_formulas(m):
+    rates, h, y0 = np.array([0.1, 1.0, 4.0, 9.0]), 0.2, np.linspace(0.3, 1, 4)
+    field = lambda y: -rates * y - y**2
+    tolerance = [1.0, 2e-2, 3e-4][m - 1]  # with which so many Krylov vectors are enough
+    solver = solvers.EXPRB42(rtol=tolerance, atol=tolerance, accuracy=1.0)
+    constant = dfx.ConstantStepSize()
+    vf = lambda t, y, args: -jnp.asarray(rates) * y - y**2
+    sol = solve(vf, jnp.asarray(y0), h, solver, dt0=h, stepsize_controller=constant, saveat=FINAL)
+    assert int(sol.solver_state.basis_size) == m and int(sol.solver_state.gradients) == 1 + m + 2
+
+    force, jacobian = field(y0), np.diag(-rates - 2 * y0)
+    powers = np.stack([np.linalg.matrix_power(jacobian, j) @ force for j in range(m + 1)], axis=1)
+    krylov = np.linalg.qr(powers)[0]
+    basis, following, length = krylov[:, :m], krylov[:, m], krylov[:, 0] @ force
+    small, beta = basis.T @ jacobian @ basis, following @ jacobian @ basis[:, -1]
+    phi_of = lambda k, step: phi_by_expm(step * small, k)
+    stage = 0.75 * h * length * basis @ phi_of(1, 0.75 * h)[:, 0]
+    remainder = field(y0 + stage) - force - jacobian @ stage
+    d = basis.T @ remainder
+    end = h * length * basis @ phi_of(1, h)[:, 0] + h**2 * length * beta * phi_of(2, h)[-1, 0] * following
+    end += 32 / 9 * h * (basis @ phi_of(3, h) @ d + (remainder - basis @ d) / 6)
+    end += 32 / 9 * h**2 * beta * (phi_of(4, h)[-1] @ d) * following
+    np.testing.assert_allclose(sol.ys[0], y0 + end, atol=1e-7)
 
 
 @pytest.mark.slow

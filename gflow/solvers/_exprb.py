@@ -163,8 +163,10 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         outside = la.sub(remainder, _apply(basis, d))
         # Outside the Krylov space phi_3 is taken at zero.
         rest = la.axpy(h / 3, outside, _apply(basis, 2 * h * (k.phis[2, 1] @ d)))
-        # In the end point only: of the stage the product with the Jacobian must be known.
-        lacking = h**2 * length * k.beta * k.phis[1, 1, k.size - 1, 0]
+        # First terms of what both Krylov approximations lack; in the end point only, because of the stage the
+        # product with the Jacobian must be known.
+        last = k.size - 1
+        lacking = h**2 * k.beta * (length * k.phis[1, 1, last, 0] + 2 * (k.phis[3, 1, last] @ d))
         end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis[:, 1]), rest))
         inside = _project(basis, end)
         expected = la.add(la.add(f0, remainder), along(k, basis, inside, inside))
@@ -287,11 +289,13 @@ class EXPRB42(AbstractFlowSolver):
     whose products with $J$ are difference quotients (one gradient each). The first term of what is
     lacking after $m$ of them, $h^2 \|F\| \beta_m\, (e_m^T \varphi_2(hT_m) e_1)\, v_{m+1}$, is added to $y_1$
     (Saad's corrected scheme); the process stops when its root mean square, over `atol` $+$ `rtol` $|y_0|$,
-    is below `accuracy`. $J(U - y_0)$ then costs nothing, and $\varphi_3(hJ) D$ reuses the space: the part
-    of $D$ outside it is multiplied by $\varphi_3(0)$. A step costs $m + 2$ gradients (one more if it is
-    smoothed, or the field depends on time): $m$ is small where a few large eigenvalues stand apart from the
-    rest, and grows like $\sqrt{h\rho}$ where they don't. A step that would need more than `max_basis` vectors
-    is refused, and the step size controller shortens it.
+    is below `accuracy`. $J(U - y_0)$ then costs nothing, and $\varphi_3(hJ) D$ reuses the space. Of the part
+    $V_m d$ of $D$ inside it the first term lacking,
+    $\tfrac{32}{9} h^2 \beta_m\, (e_m^T \varphi_4(hT_m) d)\, v_{m+1}$, is added likewise: without it small
+    errors cost up to twice as much. The part outside is multiplied by $\varphi_3(0)$. A step costs $m + 2$
+    gradients (one more if it is smoothed, or the field depends on time): $m$ is small where a few large
+    eigenvalues stand apart from the rest, and grows like $\sqrt{h\rho}$ where they don't. A step that would
+    need more than `max_basis` vectors is refused, and the step size controller shortens it.
 
     What $\varphi_3(0)$ does to slow directions is right, but stiff ones get too much, which hardly matters by
     itself and yet makes the next steps short. It shows in $f(y_1)$: where that is far from what was expected,
@@ -349,10 +353,9 @@ class EXPRB42(AbstractFlowSolver):
     def tolerances(self, rtol, atol):
         r"""Tolerances for the controller, such that the delivered error is close to `rtol`.
 
-        Themselves from 1e-4 on, but at most 7e-3, beyond which a run gets dearer. Below, what Krylov spaces
-        leave out makes the error fall slower than the tolerance, about like its power 3/4.
+        Themselves, but at most 7e-3, beyond which a run gets dearer.
         """
-        inner = min(rtol * min((rtol / 1e-4) ** 0.3, 1.0), 7e-3)
+        inner = min(rtol, 7e-3)
         return inner, inner / rtol * atol
 
     def prepared(self, rtol, atol) -> "EXPRB42":

@@ -39,9 +39,9 @@ def phi(z, most: int):
 def matrix_phis(
     a: Float[Array, "m m"], factors: tuple[float, ...], size: Int[Array, ""] | None
 ) -> Float[Array, "4 f m m"]:
-    """`phi_1(cA) ... phi_4(cA)` for factors `c` and a symmetric matrix, which may be zero beyond a `size`.
+    """`phi_1(cA) ... phi_4(cA)` of a symmetric matrix for some factors `c`.
 
-    There they may be anything.
+    With a `size`, of its leading block of that size; beyond it the matrix must be zero.
 
     The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
     eigenvalues coincide and those of the eigenvectors do not.
