@@ -28,6 +28,7 @@ OWN = {
 EXPLICIT = {"Tsit5": diffrax.Tsit5(), "Dopri8": diffrax.Dopri8()}
 DENSE = ("Kvaerno5", "scipy LSODA", "scipy BDF", "scipy Radau")
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+BETWEEN = (3e-3, 3e-4, 3e-5, 3e-6)  # of the default as well, because its errors scatter from run to run
 # Seconds that a rival may take on a problem. Beyond, its count is that of a shorter horizon times the ratio
 # of ∫λ dt (explicit methods), it is ∫λ dt itself (steps of a share of 1/λ), or it ends (dense Jacobians).
 BUDGET = 150.0
@@ -87,7 +88,8 @@ class Race:
 
     def own(self, tolerances: tuple[float, ...]) -> None:
         """The default, and gflow's solvers by name."""
-        for rtol in tolerances:
+        between = [rtol for rtol in BETWEEN if tolerances[0] > rtol > tolerances[-1]]
+        for rtol in sorted([*tolerances, *between], reverse=True):
             self.by_flow(DEFAULT, None, rtol)
         if self.rows[-1]["error"] > 2e-6 and tolerances[-1] == 1e-6:
             self.by_flow(DEFAULT, None, 3e-7)

@@ -15,8 +15,7 @@ from gflow.solvers import EXPRB42, RKC3, Predictive
 
 _EVERY = 8  # attempted steps, at the least, over which a cost is measured
 _FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
-_CLEARLY = 1.6  # times as many gradients as stages with which RKC3 is cheaper even so, but
-_LATER = 70  # only after so many steps: the first ones are short, and the radius may be about to rise
+_STEPS = 1.15  # of RKC3 for one of EXPRB42, at the least
 _STIFF = 10  # stages of RKC3 with which EXPRB42 is tried again if its spaces were small, then twice as many
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
@@ -28,15 +27,15 @@ class Switch(AbstractSwitch):
     """A run begins with `gflow.solvers.EXPRB42` and goes on with `gflow.solvers.RKC3` where that pays.
 
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
-    Krylov space. Where an accepted step of EXPRB42 takes more gradients than that, rejections included, no
-    few eigenvalues stand apart, and the run changes to RKC3, which is compiled only then, unless little of
-    it lies ahead. While the spaces are small, so that their radius may be too small as well, it must be
-    clearly more, and not in the first steps. If RKC3 then costs a third more per unit of time than EXPRB42
-    did, the run changes back. So it does where the spaces were small and RKC3 has come to need many stages:
-    the flow has become stiff, and it may be so in a few directions.
+    Krylov space. Where an accepted step of EXPRB42 takes more gradients than the somewhat shorter steps of
+    RKC3 would, rejections included, no few eigenvalues stand apart, and the run changes to RKC3, which is
+    compiled only then, unless little of it lies ahead. Spaces of a few vectors tell too little of the radius
+    for that. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
 
     After many steps RKC3 is tried in any case: where the steps of EXPRB42 are short because what its Krylov
-    spaces leave out is stiff, its cost per step doesn't show it.
+    spaces leave out is stiff, its cost per step doesn't show it. If the spaces were small then, the run also
+    changes back where RKC3 has come to need many stages: the flow has become stiff, and it may be so in a few
+    directions.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
     """
@@ -99,11 +98,10 @@ class Switch(AbstractSwitch):
         if krylov:
             if begins or not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
                 return memory, None
-            stages = float(np.sqrt(1 + 1.84 * step * _radius(state)[0]))
+            stages = float(np.sqrt(1 + 1.84 * step / _STEPS * _radius(state)[0]))
             ahead = cost / step * (float(self._paths[0].t_max) - now[0])
-            dearer = cost >= max(_FEW, stages) or (now[1] >= _LATER and cost >= _CLEARLY * max(stages, 2))
-            if dearer and ahead >= _WORTH:
-                why = f"steps of about {step:.3g} took {cost:.3g} gradients and need {stages:.3g} stages"
+            if cost >= max(_FEW, _STEPS * stages) and ahead >= _WORTH:
+                why = f"steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
             elif now[1] >= memory["try"] and ahead >= _WORTH:
                 why = f"{now[1]} steps had been made, and a trial costs little beside them"
             else:
