@@ -214,6 +214,32 @@ def test_derivatives(transform):
     np.testing.assert_allclose(value, exact, rtol=1e-3)
 
 
+def test_derivatives_at_an_equilibrium():
+    # where the field is zero at the start its derivative is not
+    rates = jnp.asarray([1.0, 2.0])
+    kwargs = dict(dt0=0.1, stepsize_controller=dfx.ConstantStepSize(), adjoint=dfx.ForwardMode())
+    final = lambda y0: solve(lambda t, y, args: -rates * y, y0, 1.0, solvers.EXPRB42(), **kwargs).ys[0]
+    np.testing.assert_allclose(jax.jacfwd(final)(jnp.zeros(2)), np.diag(np.exp(-rates)), atol=4e-3)
+
+
+def test_what_does_not_depend_on_time_is_seen_through_other_transformations():
+    rates = jnp.geomspace(1.0, 100.0, 20)
+    plain = lambda t, y, args: -rates * y - y**3
+    fields = [plain, jax.jit(plain), jax.checkpoint(plain), lambda t, y, args: plain(t, y, args) + 0.0 * t]
+    spent = []
+    for vf in fields:
+        sol = solve(vf, jnp.ones(20), 1.0, solvers.EXPRB42(), saveat=FINAL)
+        spent.append(int(sol.solver_state.gradients))
+    assert spent[0] == spent[1] == spent[2] < spent[3]
+
+
+@pytest.mark.parametrize("solver", [solvers.EXPRB42(), solvers.RKC2(), solvers.RKC3()])
+def test_tolerances_may_be_traced(solver):
+    rtol = jnp.asarray([1e-1, 1e-2, 1e-4])
+    inner, _ = jax.vmap(lambda r: solver.tolerances(r, 1e-7))(rtol)
+    np.testing.assert_allclose(inner, [solver.tolerances(r, 1e-7)[0] for r in (1e-1, 1e-2, 1e-4)])
+
+
 @pytest.mark.slow
 def test_float32_and_pytree_and_vmap():
     def vf(t, y, args):

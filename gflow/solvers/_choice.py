@@ -14,7 +14,7 @@ from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
 _TIGHT = 1e-6
-_LARGE = 2_000_000  # parameters of which fifty copies take a gigabyte
+_LARGE = 2_000_000  # parameters of which ninety copies take a gigabyte and a half
 _DENSE = 300  # parameters whose Jacobian is cheap to form
 _KINKED = 100  # the same where kinks, and not the order of the method, decide how many steps there are
 

@@ -10,6 +10,7 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int
 
 from gflow import _tree
@@ -93,7 +94,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
     eps = float(jnp.finfo(dtype).eps)
     length = la.norm(f0)
     flat = length == 0
-    start = la.scale(jnp.where(flat, 0, 1 / jnp.where(flat, 1, length)), f0)
+    length = jnp.where(flat, 1, length)  # not a start of zeros, which would lose the derivative
+    start = la.scale(1 / length, f0)
     displacement = jax.lax.stop_gradient(la.difference_step(y0))
     zero = la.scale(0, y0)
     weights = jax.lax.stop_gradient(jtu.tree_map(lambda y: 1 / (atol + rtol * jnp.abs(y)), y0))
@@ -116,16 +118,17 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         products, w = _orthogonalised(basis, w, m + 1)
         i, j = jnp.indices((most, most), sparse=True)
         # not three updates in place, each of which is compiled as several programs
-        link = jnp.where((jnp.maximum(i, j) == m) & (jnp.abs(i - j) == 1), k.beta, k.small)
-        small = jnp.where((i == m) & (j == m), products, link)
+        linked = jnp.where((jnp.maximum(i, j) == m) & (jnp.abs(i - j) == 1), k.beta, k.small)
+        small = jnp.where((i == m) & (j == m), products, linked)
         beta = la.norm(w)
         size = m + 1
         phis = matrix_phis(h * small, (_STAGE, 1.0), size)
         # First term of what the Krylov approximation of h phi_1(hJ) F lacks; `finish` adds it.
         residual = h**2 * length * beta * jnp.abs(phis[1, 1, m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
-        # of rounding errors alone where the basis is complete
-        direction = la.scale(jnp.where(breakdown, 0, 1 / jnp.where(breakdown, 1, beta)), w)
+        # of rounding errors alone where the basis is complete, but its derivative counts
+        link = jnp.where(breakdown, 1, beta)
+        direction = la.scale(1 / link, w)
         weighted = la.norm(jtu.tree_map(jnp.multiply, weights, la.stop_gradient(direction)))
         weighted = weighted / max(la.size(y0), 1) ** 0.5
         settled = (residual * weighted <= accuracy) | breakdown | flat
@@ -134,7 +137,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         k = eqx.tree_at(
             lambda q: (q.small, q.beta, q.following, q.size, q.phis, q.failed, q.point),
             k,
-            (small, beta, direction, size, phis, k.failed | failed, la.scale(displacement, direction)),
+            (small, link, direction, size, phis, k.failed | failed, la.scale(displacement, direction)),
         )
 
         def leave():
@@ -151,9 +154,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
         # What the Krylov space lacks of the time derivative's part stays in the remainder, which takes it for
         # a quadratic function of time, as it is.
-        own = inside = _project(basis, k.point)
-        if not autonomous:
-            own = _STAGE * h * k.phis[0, 0, :, 0] * length
+        own = _STAGE * h * k.phis[0, 0, :, 0] * length
+        inside = own if autonomous else _project(basis, k.point)
         product = along(k, basis, inside, own)
         remainder = la.sub(la.sub(field, f0), product)
         if not autonomous:
@@ -262,14 +264,10 @@ def _autonomous(vf, t0, y0, args) -> bool:
         y, a = eqx.combine(arrays, static)
         return vf(t, y, a)
 
-    jaxpr = jax.make_jaxpr(field)(jnp.asarray(t0, jnp.result_type(float)), arrays).jaxpr
-    needed = {id(v) for v in jaxpr.outvars}
-    for equation in reversed(
-        jaxpr.eqns
-    ):  # diffrax multiplies the time by ±1 even if nothing reads the product
-        if equation.effects or any(id(v) in needed for v in equation.outvars):
-            needed |= {id(v) for v in equation.invars}
-    return id(jaxpr.invars[0]) not in needed
+    program = jax.make_jaxpr(field)(jnp.asarray(t0, jnp.result_type(float)), arrays).jaxpr
+    # diffrax multiplies the time by ±1 even if nothing reads the product
+    _, (reads, *_) = dce_jaxpr(program, [True] * len(program.outvars))
+    return not reads
 
 
 class EXPRB42(AbstractFlowSolver):
@@ -311,7 +309,11 @@ class EXPRB42(AbstractFlowSolver):
     `rtol` and `atol` should be those of the step size controller.
     A stepper that calls `rejected` retries a step with the first vectors of the attempt, up to eight.
 
-    Memory: `max_basis` parameter vectors and ten more. Dense output is cubic Hermite.
+    Memory: `max_basis` parameter vectors and some 45 more. Dense output is cubic Hermite.
+
+    Derivatives of the solution are those of the method, whose Krylov space is made for the solution. Where
+    that has lost its stiff components, but its derivative has not, they are wrong even though the solution is
+    right; there take `RKC2`, or `EXPRB43` if the problem is small.
 
     The Jacobian must be symmetric. If it is not, the method is of lower order and the error
     estimate shortens the step.
@@ -355,7 +357,7 @@ class EXPRB42(AbstractFlowSolver):
 
         Themselves, but at most 7e-3, beyond which a run gets dearer.
         """
-        inner = min(rtol, 7e-3)
+        inner = la.least(rtol, 7e-3)
         return inner, inner / rtol * atol
 
     def prepared(self, rtol, atol) -> "EXPRB42":
@@ -400,7 +402,7 @@ class EXPRB42(AbstractFlowSolver):
         k, basis = _run(operands, most=self._most(y0), accuracy=self.accuracy, autonomous=autonomous)
         few = state.small.shape[0]
         y1 = la.add(y0, k.point)
-        # of all that is evaluated only the end point may lie where the field isn't defined
+        # a NaN elsewhere reaches the error estimate
         refused = k.failed | ~_tree.all_finite(k.field)
         error = jtu.tree_map(lambda e: jnp.where(refused, jnp.inf, e), k.rest)
         after = EXPRBState(

@@ -81,6 +81,11 @@ def noise(y: Vector) -> Vector:
     )
 
 
+def least(a, b: float):
+    """The smaller of two numbers; those that have a value already need no program for it."""
+    return jnp.minimum(a, b) if _tree.is_traced(a) else min(a, b)
+
+
 def size(y: Vector) -> int:
     return sum(a.size for a in jtu.tree_leaves(y))
 

@@ -261,7 +261,7 @@ class RKC3(_AbstractRKC):
 
 
 def _tolerances(rtol, atol, power, factor):
-    inner = min((factor * rtol) ** power, 0.3)
+    inner = la.least((factor * rtol) ** power, 0.3)
     return inner, inner / rtol * atol
 
 
