@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Vector
-from ._phi import general_phi, matrix_phi
+from ._phi import general_phi, matrix_phis
 
 
 class DenseState(eqx.Module):
@@ -105,8 +105,11 @@ class EXPRB43(AbstractFlowSolver):
             slope = ravel_pytree(f0)[0]
             drift, jacobian = jax.jacfwd(field, argnums=(0, 1))(t0, start)
             drift = jnp.asarray(span, dtype) * drift.astype(dtype)
-            phis_of = matrix_phi if self.symmetric else general_phi
-            half, phis = phis_of(h / 2 * jacobian), phis_of(h * jacobian)
+            if self.symmetric:
+                both = matrix_phis(h * jacobian, (0.5, 1.0))
+                half, phis = both[:, 0], both[:, 1]
+            else:
+                half, phis = general_phi(h / 2 * jacobian), general_phi(h * jacobian)
 
             def remainder(share, change):
                 there = field(t0 + jnp.asarray(share * span, t0.dtype), start + change)

@@ -52,9 +52,7 @@ class _Krylov(eqx.Module):
     size: Int[Array, ""]
     phis: Float[Array, "4 2 m m"]  # of the step to the stage, and of the whole one
     rest: Vector  # error estimate
-    expected: (
-        Vector  # field at the end point, without the Jacobian's product with what is outside of the basis
-    )
+    remainder: Vector  # of the linearisation, at the end point
     evaluations: Int[Array, ""]
     failed: Array
 
@@ -170,10 +168,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         last = k.size - 1
         lacking = h**2 * k.beta * (length * k.phis[1, 1, last, 0] + 2 * (k.phis[3, 1, last] @ d))
         end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis[:, 1]), rest))
-        inside = _project(basis, end)
-        expected = la.add(la.add(f0, remainder), along(k, basis, inside, inside))
-        to = lambda q: (q.phase, q.point, q.rest, q.expected)
-        return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, expected))
+        to = lambda q: (q.phase, q.point, q.rest, q.remainder)
+        return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, remainder))
 
     def smooth(k: _Krylov, basis: Vector, field):
         """End point evaluated. Takes back what stiff directions outside of the basis got too much of.
@@ -182,8 +178,10 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         taken for zero and one at |Jz|² / z·Jz have the same moments (a Gauss-Radau rule), so that the stiff
         part of z is Jz over that one. It got phi_3(0) where phi_3 of it was due.
         """
-        excess = la.sub(field, k.expected)
-        z = la.sub(k.point, _apply(basis, _project(basis, k.point)))
+        inside = _project(basis, k.point)
+        z = la.sub(k.point, _apply(basis, inside))
+        expected = la.add(la.add(f0, k.remainder), along(k, basis, inside, inside))  # without Jz
+        excess = la.sub(field, expected)
         size, product = la.norm(excess), h * _tree.dot(z, excess)
         decays = product < 0
         stiffness = (h * size) ** 2 / jnp.where(decays, product, -1)
@@ -235,7 +233,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         field=f0, drift=zero,
         small=jnp.zeros((most, most), dtype).at[:few, :few].set(block),
         beta=known_small[kept, kept - 1], following=following, size=kept,
-        phis=jnp.zeros((4, 2, most, most), dtype), rest=zero, expected=zero,
+        phis=jnp.zeros((4, 2, most, most), dtype), rest=zero, remainder=zero,
         evaluations=count, failed=jnp.asarray(False),
     )  # fmt: skip
     basis = jtu.tree_map(lambda v: jnp.zeros((most, *v.shape[1:]), v.dtype).at[:few].set(take(v)), known)

@@ -37,7 +37,7 @@ def phi(z, most: int):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 @jax.default_matmul_precision("highest")
 def matrix_phis(
-    a: Float[Array, "m m"], factors: tuple[float, ...], size: Int[Array, ""] | None
+    a: Float[Array, "m m"], factors: tuple[float, ...], size: Int[Array, ""] | None = None
 ) -> Float[Array, "4 f m m"]:
     """`phi_1(cA) ... phi_4(cA)` of a symmetric matrix for some factors `c`.
 
@@ -54,11 +54,6 @@ def matrix_phis(
 def _turned_back(vectors, phis):
     """The matrices that have these eigenvectors and eigenvalues."""
     return jnp.einsum("im,kfm,jm->kfij", vectors, phis, vectors)
-
-
-def matrix_phi(a: Float[Array, "m m"]) -> Float[Array, "4 m m"]:
-    """`phi_1(A) ... phi_4(A)` of a symmetric matrix, stacked in front."""
-    return matrix_phis(a, (1.0,), None)[:, 0]
 
 
 def _spectrum(a, size):
