@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -14,6 +14,7 @@ from _reference import Reference, distance, flow, reference, vector
 from _report import circumstances, median_ratio, time_pairs
 from _rivals import Spent, by_scipy, by_torchdiffeq, dense_hessian, march, torchdiffeq
 from _stiff import Stiff
+from jax.flatten_util import ravel_pytree
 
 import gflow
 
@@ -35,16 +36,28 @@ BUDGET = 150.0
 LEAST = 0.2  # of ∫λ dt, from which to conclude on the rest
 # Gradients of an adaptive explicit method per ∫λ dt, at its limit of stability.
 AT_LIMIT = 3.3
-LARGE, FITS_DENSE, FITS_EXPRB43 = 100_000, 2000, 300  # parameters
+LARGE, FITS_DENSE, FITS_EXPRB43, TINY = 100_000, 2000, 300, 100  # parameters
 IN_FLOAT32 = ("P1, T=75", "P2, T=100", "P3, T=15")
+
+
+class Price(NamedTuple):
+    """What derivatives take: a gradient in seconds, the others in gradients."""
+
+    seconds: float
+    product: float  # of the Hessian with a vector
+    column: float | None  # of a Jacobian that is made all at once, where it fits
+
+    def of(self, forms_jacobians: bool) -> float:
+        """The price of a product in a method that forms Jacobians, or in one that doesn't."""
+        return self.column if forms_jacobians and self.column is not None else self.product
 
 
 def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """All methods on one problem; with a result from `before` only gflow's, beside the rivals of that."""
     print(case.name, flush=True)
     known = reference(case, cache)
-    pace, price = cost_of(case.problem, *((2, 5) if case.problem.size > LARGE else (50, 15)))
-    race = Race(case, known, pace, price)
+    price = price_of(case.problem)
+    race = Race(case, known, price)
     race.own(TOLERANCES[1:3] if quick else TOLERANCES[:3] if case.costly else TOLERANCES)
     if before is None:
         race.steps_of_a_share()
@@ -55,11 +68,13 @@ def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None
             race.dense()
     if case.name in IN_FLOAT32 and not quick:
         race.in_float32()
-    rows, rivals = race.rows, {}
+    rows, dated = race.rows, {}
     if before is not None:
-        rows += [row for row in before["rows"] if row["method"] in (GD, RK4, TORCH, *EXPLICIT, *DENSE)]
+        rivals = [row for row in before["rows"] if row["method"] in (GD, RK4, TORCH, *EXPLICIT, *DENSE)]
+        cost = lambda row: row["gradients"] + price.of(row["method"] in DENSE) * row["hvps"]
+        rows += [row | {"cost": cost(row)} for row in rivals]
         race.left_out |= {name: why for name, why in before["left_out"].items() if name not in OWN}
-        rivals = {"rivals_measured": before.get("rivals_measured", before["measured"])}
+        dated = {"rivals_measured": before.get("rivals_measured", before["measured"])}
     return {
         "what": case.what,
         "parameters": case.problem.size,
@@ -68,19 +83,20 @@ def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None
         "reference": known.how,
         "stiffness": known.stiffness,
         "sharpness": [float(known.sharpness[0]), float(known.sharpness[-1])],
-        "gradient_seconds": pace,
-        "hvp_in_gradients": price,
+        "gradient_seconds": price.seconds,
+        "hvp_in_gradients": price.product,
+        "column_in_gradients": price.column,
         "degree": {f"{error:.0e}": degree(known.stiffness, error) for error in (1e-3, 1e-5)},
         "left_out": race.left_out,
         "rows": rows,
-    } | rivals
+    } | dated
 
 
 class Race:
     """One problem, and what has been measured on it."""
 
-    def __init__(self, case: Stiff, known: Reference, pace: float, price: float):
-        self.case, self.known, self.pace, self.price = case, known, pace, price
+    def __init__(self, case: Stiff, known: Reference, price: Price):
+        self.case, self.known, self.price = case, known, price
         self.large = case.problem.size > LARGE
         self.budget = BUDGET * 3 if self.large else BUDGET  # where runs are few and long
         self.rows: list[dict[str, Any]] = []
@@ -133,10 +149,11 @@ class Race:
             note = f"counted up to {spent.until:.3g}, then as ∫λ dt"
             scale = self.known.stiffness / self.known.stiffness_until(spent.until)
             gradients, hvps = scale * gradients, scale * hvps
+        forms_jacobians = method in DENSE or "EXPRB43" in more.get("solver", "")
         row = {
             "method": method,
             "rtol": rtol,
-            "cost": gradients + self.price * hvps,
+            "cost": gradients + self.price.of(forms_jacobians) * hvps,
             "error": error,
             "gradients": gradients,
             "hvps": hvps,
@@ -155,7 +172,7 @@ class Race:
             if method == RK4 and self.case.costly:
                 continue
             nominal = order * self.known.stiffness / share
-            seconds = self.pace * nominal * (1 + 3 * self.price / order / every)
+            seconds = self.price.seconds * nominal * (1 + 3 * self.price.product / order / every)
             counted = Spent(np.zeros(0), round(nominal), 0, 0.0, 0.0)
             if seconds > self.budget:
                 self.note(method, None, counted, "∫λ dt, not run")
@@ -169,7 +186,7 @@ class Race:
     def explicit(self, tolerances: tuple[float, ...]) -> None:
         """Explicit methods of fixed order, at their limit of stability where the problem is stiff."""
         most = self.budget / len(tolerances)
-        stiffness = most / self.pace / AT_LIMIT
+        stiffness = most / self.price.seconds / AT_LIMIT
         until = self.case.horizon if self.known.stiffness <= stiffness else self.known.time_at(stiffness)
         for name, solver in EXPLICIT.items():
             for rtol in tolerances:
@@ -202,25 +219,32 @@ class Race:
         problem = self.case.problem
         model, data = jtu.tree_map(cast, (problem.model(problem.params), problem.data))
         case = self.case._replace(problem=gflow.Problem(model, data, problem.loss))
-        race = Race(case, self.known, self.pace, self.price)
+        race = Race(case, self.known, self.price)
         for rtol in TOLERANCES[:4]:
             race.by_flow(f"{DEFAULT}, float32", None, rtol)
         self.rows += race.rows
 
 
-def cost_of(problem: gflow.Problem, count: int, repeats: int) -> tuple[float, float]:
-    """Seconds of a gradient, and the time of a Hessian-vector product in gradients.
+def price_of(problem: gflow.Problem) -> Price:
+    """What derivatives take, in compiled loops, which are long enough for the call of one not to matter."""
+    few = problem.size <= TINY
+    count, repeats = (2, 5) if problem.size > LARGE else (5000 if few else 50, 15)
 
-    In compiled loops of so many, as the solvers call them.
-    """
-
-    def loop(function):
+    def loop(function, count=count):
         move = lambda _, p: jtu.tree_map(lambda x, d: x - 1e-9 * d, p, function(p))
-        return eqx.filter_jit(lambda p: jax.lax.fori_loop(0, count, move, p))
+        compiled = eqx.filter_jit(lambda p: jax.lax.fori_loop(0, count, move, p))
+        return lambda p=problem.params: compiled(p)
 
-    gradient, product = loop(problem.gradient), loop(lambda p: problem.hvp(p, p))
-    pairs = time_pairs(lambda: product(problem.params), lambda: gradient(problem.params), repeats)
-    return median(second for _, second in pairs) / count, median_ratio(pairs)
+    pairs = time_pairs(loop(lambda p: problem.hvp(p, p)), loop(problem.gradient), repeats)
+    column = None
+    if problem.size <= FITS_DENSE:
+        unravel = ravel_pytree(problem.params)[1]
+        flat = lambda p: ravel_pytree(p)[0]
+        jacobian = jax.jacfwd(lambda y: flat(problem.gradient(unravel(y))))
+        some = count if few else 2
+        product = loop(lambda p: unravel(jacobian(flat(p)) @ flat(p)), some)
+        column = median_ratio(time_pairs(product, loop(problem.gradient, some), 5)) / problem.size
+    return Price(median(second for _, second in pairs) / count, median_ratio(pairs), column)
 
 
 def degree(stiffness: float, error: float) -> int:

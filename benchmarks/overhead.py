@@ -4,7 +4,8 @@
 
 1. `gflow.integrate` against a hand-written `diffrax.diffeqsolve` of the same solver, controller and
    tolerances on the digits: steps, parameters at the end, warm wall time and compile time.
-2. `gflow.descend` against hand-written jitted loops over optax on a small network.
+2. `gflow.descend` against hand-written jitted loops over optax on a small network, and against a bare
+   `lax.scan` of the same step, which keeps no records and checks nothing.
 3. Temporary memory of gradient and Hessian-vector product with and without `chunk_size`, as XLA
    plans it.
 4. The time from nothing to the picture of examples/flow_vs_gd.py, in a fresh process.
@@ -85,10 +86,17 @@ def by_diffrax(records: int) -> Callable[[float], diffrax.Solution]:
     return lambda t_max: solve(params, data, jnp.linspace(0, t_max, records))
 
 
-LOOPS = {
-    "reads_each_loss": "reads each loss",
-    "reads_each_loss_with_equinox": "reads each loss, as with eqx.filter_jit",
-    "reads_none": "reads none",
+RIVALS = {
+    "reads_each_loss": "loop that reads each loss",
+    "reads_each_loss_with_equinox": "loop with eqx.filter_jit that reads each loss",
+    "reads_none": "loop that reads no loss",
+    "scan": "bare lax.scan",
+}
+OPTIMIZERS = {
+    "gradient descent": (optax.sgd(0.1), tuple(RIVALS)),
+    "momentum": (optax.sgd(0.1, momentum=0.9), ("reads_each_loss", "scan")),
+    "Adam": (optax.adam(1e-3), ("reads_each_loss", "scan")),
+    "RMSProp": (optax.rmsprop(1e-3), ("reads_each_loss", "scan")),
 }
 WAYS = {"gflow": by_gflow, "diffrax": by_diffrax}
 
@@ -130,17 +138,16 @@ def against_diffrax(records: int, repeats: int, processes: int) -> dict[str, Any
     }
 
 
-def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
-    """Steps per second of `descend` and of loops that read each loss or none.
+def against_optax(name: str, steps: int, repeats: int, dtype: str) -> dict[str, Any]:
+    """Steps per second of `descend` and of its rivals.
 
-    One of them jits with `jax.jit`, on parameters taken out of the model beforehand; the one of Equinox's
+    One loop jits with `jax.jit`, on parameters taken out of the model beforehand; the one of Equinox's
     documentation hands the model to `eqx.filter_jit`.
     """
+    optimizer, against = OPTIMIZERS[name]
     cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
     model, data = jtu.tree_map(cast, (network((64, 7, 7, 10)), digits(50)))
-    rate = 0.1
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    optimizer = optax.sgd(rate)
 
     def loss(params, data):
         x, y = data
@@ -160,6 +167,14 @@ def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
         updates, state = optimizer.update(gradient, state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state, value
 
+    @jax.jit
+    def scan(params, data):
+        def body(carry, _):
+            params, state, value = step(*carry, data)
+            return (params, state), value
+
+        return jax.lax.scan(body, (params, optimizer.init(params)), None, length=steps)
+
     def loop(step: Callable, now: Any, read: bool):
         state = optimizer.init(params)
         losses = []
@@ -168,10 +183,11 @@ def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
             losses.append(float(value) if read else value)
         return now, losses[-1]
 
-    ours = lambda: gflow.descend(model, data, rate, steps)
+    ours = lambda: gflow.descend(model, data, optimizer, steps)
     mine = jtu.tree_leaves(eqx.filter(ours().model, eqx.is_inexact_array))
     other = jtu.tree_leaves(loop(step, params, True)[0])
     result = {
+        "optimizer": name,
         "parameters": sum(leaf.size for leaf in mine),
         "dtype": dtype,
         "steps": steps,
@@ -181,10 +197,11 @@ def against_optax(steps: int, repeats: int, dtype: str) -> dict[str, Any]:
         "reads_each_loss": lambda: loop(step, params, True),
         "reads_each_loss_with_equinox": lambda: loop(step_of_equinox, model, True),
         "reads_none": lambda: loop(step, params, False),
+        "scan": lambda: scan(params, data),
     }
-    for name, rival in rivals.items():
-        pairs = time_pairs(rival, ours, repeats)
-        result[name] = {
+    for rival in against:
+        pairs = time_pairs(rivals[rival], ours, repeats)
+        result[rival] = {
             "seconds": pairs,
             "steps_per_second": [steps / median(of) for of in zip(*pairs, strict=True)],
             "speedup": median_ratio(pairs),
@@ -266,14 +283,16 @@ def verdicts(results: dict[str, Any]) -> list[list[Any]]:
         judge(where + "compile time", run["compile_ratio"], "≤ 1.3", run["compile_ratio"] <= 1.3)
 
     for run in results["descend"]:
-        for name, words in LOOPS.items():
-            other, mine = run[name]["steps_per_second"]
-            where = f"descend / loop that {words}, {run['dtype']}: "
-            judge(where + "steps per second", f"{mine:.0f} / {other:.0f}")
-            speedup = run[name]["speedup"]
-            goal = ("", None) if name == "reads_none" else ("≥ 5", speedup >= 5)
-            judge(where + "speed", speedup, *goal)
-        judge(f"descend, {run['dtype']}: difference of final parameters", run["largest_difference"])
+        where = f"{run['optimizer']}, {run['dtype']}: "
+        for rival, words in RIVALS.items():
+            if rival not in run:
+                continue
+            other, mine = run[rival]["steps_per_second"]
+            judge(f"{where}steps per second of descend / {words}", f"{mine:.0f} / {other:.0f}")
+            speedup = run[rival]["speedup"]
+            goal = ("≥ 5", speedup >= 5) if rival.startswith("reads_each_loss") else ("", None)
+            judge(f"{where}speed of descend / that of the {words}", speedup, *goal)
+        judge(f"{where}difference of final parameters", run["largest_difference"])
 
     for name in ("value_and_gradient", "hvp"):
         of: dict[int | None, list[dict[str, Any]]] = {}
@@ -312,7 +331,8 @@ def main() -> None:
         for records in ((101,) if quick else (2, 101))
     ]
     results["descend"] = [
-        against_optax(5000 if quick else 50000, repeats=2 if quick else 3, dtype=dtype)
+        against_optax(name, 5000 if quick else 50000, repeats=2 if quick else 3, dtype=dtype)
+        for name in (list(OPTIMIZERS)[:1] if quick else OPTIMIZERS)
         for dtype in (("float32",) if quick else ("float32", "float64"))
     ]
     results["memory"] = memory((300, 600), (150,)) if quick else memory((500, 1000, 2000, 5000), (250, 300))

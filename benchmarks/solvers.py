@@ -5,10 +5,11 @@
 
 Every problem has a reference, cross-checked by a second method and kept in the cache. Errors are
 ‖θ(T) − reference‖ / ‖reference‖. Costs are gradients, with everything counted that a method spends on
-the curvature, Hessian-vector products at their measured price in gradients. `degree` is the smallest
-degree of a polynomial that can damp the same stiffness ∫λ dt in one step: a bound for all explicit methods on
-a linear problem. Counts of gradient descent and Runge-Kutta are without their products, counts with ~ follow
-∫λ dt where a run would take minutes. torchdiffeq takes part if it is installed, `pip install -e ".[race]"`.
+the curvature, Hessian-vector products at their measured price in gradients: of one by itself, or of a
+column of a Jacobian that is made at once. `degree` is the smallest degree of a polynomial that can damp the
+same stiffness ∫λ dt in one step: a bound for all explicit methods on a linear problem. Counts of gradient
+descent and Runge-Kutta are without their products, counts with ~ follow ∫λ dt where a run would take minutes.
+torchdiffeq takes part if it is installed, `pip install -e ".[race]"`.
 
 `--only` measures some problems and puts them into the stored results, which say of each when and where it was
 measured; `--own` measures gflow's solvers and leaves their rivals as they are stored; `--times` measures wall

@@ -85,19 +85,14 @@ class FlowPath(AbstractPath):
         if not self.plain:
             mark, log_t = marks.start(self.clock, self.flow, problem, self.log_t0), self.log_t0
         zero = jnp.zeros((), self.t_max.dtype)
+        begun = lambda until: _tree.as_arrays(solver.init(term, zero, until, params, None))
+        own = begun(self.t_max) if isinstance(solver, AbstractFlowSolver) else None
+        field = solver.func if own is None else lambda *_: own.f0  # known already
         t_next, controller_state = self.controller.init(
-            term,
-            zero,
-            self.t_max,
-            params,
-            self.dt0,
-            None,
-            solver.func,
-            solver.error_order(term),
+            term, zero, self.t_max, params, self.dt0, None, field, solver.error_order(term)
         )
         t_next = jnp.minimum(t_next, self.t_max)
-        solver_state = solver.init(term, zero, t_next, params, None)
-        solver_state = _tree.as_arrays(solver_state)
+        solver_state = begun(t_next) if own is None else own
         made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
             attempt, solver, term, zero, t_next, params, solver_state, made_jump
@@ -458,7 +453,7 @@ class FlowPath(AbstractPath):
         at_start *= 1 + int(state.rejected_first)  # what a rejected first step began with is computed again
         if isinstance(self.solver, AbstractFlowSolver):
             per_step, at_start = 0, int(state.solver_state.gradients)
-        if isinstance(self.controller, Predictive) and self.dt0 is None:
+        elif isinstance(self.controller, Predictive) and self.dt0 is None:
             at_start += 1
         watching = self.watch.gradients() * (steps - rejected + 1)
         marks = 0 if self.plain else steps + 1

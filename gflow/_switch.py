@@ -13,13 +13,12 @@ from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
 from gflow.solvers import EXPRB42, RKC3, Predictive
 
-_EVERY = 8  # attempted steps, at the least, over which a cost is measured
-_FEW = 7.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
-_STEPS = 1.15  # of RKC3 for one of EXPRB42, at the least
-_STIFF = 10  # stages of RKC3 with which EXPRB42 is tried again if its spaces were small, then twice as many
+_EVERY = 16  # attempted steps, at the least, over which a cost is measured
+_FEW = 12.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
+_STEPS = 1.8  # of RKC3 for one of EXPRB42, as to be equally accurate it takes
+_FULL = 0.5  # of the largest Krylov space, as gradients per step
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
-_WORTH = 160  # gradients that must lie ahead, because the first steps of RKC3, short ones, cost some forty
-_MANY = 400  # steps of EXPRB42 after which RKC3 is tried in any case, and then twice as many
+_WORTH = 100  # gradients that a change must save, because the first steps of RKC3, short ones, cost so many
 _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
 
 
@@ -27,15 +26,11 @@ class Switch(AbstractSwitch):
     """A run begins with `gflow.solvers.EXPRB42` and goes on with `gflow.solvers.RKC3` where that pays.
 
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
-    Krylov space. Where an accepted step of EXPRB42 takes more gradients than the somewhat shorter steps of
-    RKC3 would, rejections included, no few eigenvalues stand apart, and the run changes to RKC3, which is
-    compiled only then, unless little of it lies ahead. Spaces of a few vectors tell too little of the radius
-    for that. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
-
-    After many steps RKC3 is tried in any case: where the steps of EXPRB42 are short because what its Krylov
-    spaces leave out is stiff, its cost per step doesn't show it. If the spaces were small then, the run also
-    changes back where RKC3 has come to need many stages: the flow has become stiff, and it may be so in a few
-    directions.
+    Krylov space. Where an accepted step of EXPRB42 takes more gradients, rejections included, than equally
+    accurate steps of RKC3 would, which are shorter, no few eigenvalues stand apart. Then the run changes to
+    RKC3, which is compiled only then, if enough lies ahead to pay for its first steps. Where Krylov spaces
+    are full it is they that limit the steps, and not the error, so that those of RKC3 need not be shorter. If
+    RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
     """
@@ -44,15 +39,12 @@ class Switch(AbstractSwitch):
         inner = rival.tolerances(rtol, atol)
         controller = eqx.tree_at(lambda c: (c.rtol, c.atol), path.controller, tuple(map(jnp.asarray, inner)))
         assert isinstance(path.solver, EXPRB42) and isinstance(controller, Predictive)
+        self._largest = path.solver.max_basis
         self._paths = path, dataclasses.replace(path, solver=rival.prepared(*inner), controller=controller)
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
             "next": _EVERY,
-            "due": _EVERY,  # the number of steps after which costs are compared
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
-            "try": _MANY,  # steps after which RKC3 is tried
             "rate": 0.0,  # gradients per unit of time before the last change
-            "small": False,  # whether Krylov spaces were small when RKC3 took over
-            "stiff": _STIFF,  # stages with which EXPRB42 is tried again then
             "changes": [],  # in words
         }
 
@@ -85,41 +77,32 @@ class Switch(AbstractSwitch):
         seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
         now = [x.item() for x in jax.device_get(seen)]
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
-        watched = not krylov and memory["small"]  # costs are compared when due, stages are watched in between
-        stages = int(state.solver_state.stages) if watched else 0
-        stiff, due = stages >= memory["stiff"], now[1] >= memory["due"]
-        if due:
-            memory["due"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
-        memory["next"] = min(memory["due"], now[1] + _EVERY) if watched else memory["due"]
-        if steps == rejected or not (due or stiff):
+        memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
+        begins = memory.pop("begins", False)  # the first steps are no measure
+        if begins or steps == rejected:
             return memory, None
-        begins = memory.pop("begins", False)
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
         if krylov:
-            if begins or not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+            if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
                 return memory, None
-            stages = float(np.sqrt(1 + 1.84 * step / _STEPS * _radius(state)[0]))
-            ahead = cost / step * (float(self._paths[0].t_max) - now[0])
-            if cost >= max(_FEW, _STEPS * stages) and ahead >= _WORTH:
-                why = f"steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
-            elif now[1] >= memory["try"] and ahead >= _WORTH:
-                why = f"{now[1]} steps had been made, and a trial costs little beside them"
-            else:
+            # where full spaces limit the step, and not the error, RKC3's can be as long
+            shorter = _STEPS if cost < _FULL * self._largest else 1.0
+            stages = float(np.sqrt(1 + 1.84 * step / shorter * _radius(state)[0]))
+            ahead = (float(self._paths[0].t_max) - now[0]) / step  # steps
+            if cost < _FEW or ahead * (cost - shorter * stages) < _WORTH:
                 return memory, None
-            why, step = f"RKC3, because {why}", _BEGIN * step
-            memory["try"] = 2 * now[1] + _MANY
-            memory["small"] = bool(cost < _FEW)
-        elif not begins and gradients / time >= _DEARER * memory["rate"]:
+            why = (
+                f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
+            )
+            step *= _BEGIN
+        elif gradients / time >= _DEARER * memory["rate"]:
             why = "EXPRB42 again, because RKC3 became dearer than that was"
-        elif stiff:
-            memory["stiff"] *= 2
-            why = f"EXPRB42 again, because RKC3 has come to take {stages} stages"
         else:
             return memory, None
         memory["rate"] = gradients / time
-        memory["begins"], memory["before"] = True, now  # the first steps are no measure
+        memory["begins"] = True
         # RKC3 first has to wear off what Krylov spaces left in stiff directions, with short steps
-        memory["next"] = memory["due"] = now[1] + (4 if krylov else 2) * _EVERY
+        memory["next"] = now[1] + (2 if krylov else 1) * _EVERY
         memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
         return memory, step
 

@@ -69,7 +69,7 @@ def test_bars_are_judged_from_the_rows():
     judged("P3, T=15: cost at 1e-03 / polynomial bound", 4, False)
     judged("exponent of the cost at 1e-3 in ∫λ dt, P3 T=15 to 1500", 0.5, False)
     judged("P3, T=15: cost at 2e-6 / that of Tsit5", 640 / 3000, True)
-    judged("P3, T=15: share of the spectral radius", 0.1, True)
+    judged("P3, T=15: share of the spectral radius, RKC2 and RKC3", 0.1, True)
     assert found["P1, T=400: cost at 1e-3 / gradients of GD at 2/λ"] == ("not run", None)
     assert found["P3, T=15: delivered error / rtol"] == ("1 … 1", True)
 

@@ -301,3 +301,18 @@ def test_predictive_controller():
         stepsize_controller=controller, throw=False,
     )  # fmt: skip
     assert bad.result != dfx.RESULTS.successful
+
+
+def test_the_first_steps_of_the_predictive_controller():
+    """The first is 0.45 |y| rtol^(1/k) / |f|; if it was too short the second one makes up for it."""
+    controller = solvers.Predictive(1e-3, 1e-9)
+    func = lambda terms, t, y, args: jnp.asarray([3.0, 4.0])
+    end, state = controller.init(None, 0.0, 100.0, jnp.asarray([6.0, 8.0]), None, None, func, 3)
+    assert end == pytest.approx(0.45 * 10 * 0.1 / 5)
+    y, error = jnp.ones(2), jnp.full(2, 1e-14)
+    for longest in (1000.0, 5.0):
+        keep, start, following, _, state, _ = controller.adapt_step_size(
+            0.0, 1e-3, y, y, None, error, 3, state
+        )
+        assert keep and start == 1e-3
+        assert (following - start) / 1e-3 == pytest.approx(longest)

@@ -110,7 +110,7 @@ def test_the_choice_is_told_and_can_be_overruled():
 
 
 # A spectrum without gaps, for which Krylov spaces grow, and a little that is not linear.
-LEVELS = jnp.linspace(0.0, 30.0, 600)
+LEVELS = jnp.linspace(0.0, 300.0, 600)
 CROWDED = {"w": jnp.asarray(np.random.default_rng(0).normal(size=600))}
 
 
@@ -127,7 +127,7 @@ def crowded_at(t):
 
 
 def run_crowded(loss=crowded, **options):
-    kwargs = dict(loss=loss, rtol=1e-3, atol=1e-4, save_at=2) | options
+    kwargs = dict(loss=loss, rtol=1e-3, atol=1e-6, save_at=2) | options
     return gflow.integrate(CROWDED, None, 60.0, **kwargs)
 
 
@@ -203,7 +203,7 @@ def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver
 @pytest.mark.slow
 def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     problem = gflow.Problem(CROWDED, None, crowded)
-    runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-4) for _ in range(2)]
+    runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-6) for _ in range(2)]
     path = runs[0].path
     advance, state = eqx.filter_jit(type(path).advance), path.start()
     for _ in range(3):
@@ -214,6 +214,16 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     state = eqx.tree_at(lambda s: s.solver_state.small, state, state.solver_state.small * jnp.nan)
     path, after = runs[1].switch.review(state)
     assert type(path.solver) is gflow.solvers.EXPRB42 and after is state
+
+
+@pytest.mark.slow
+def test_the_run_changes_back_where_the_change_was_too_early(monkeypatch):
+    monkeypatch.setattr(_switch, "_FEW", 7.0)  # where the radius isn't known yet
+    early = run_crowded(rtol=1e-5, atol=1e-8)
+    assert early.stats["solver"].startswith("EXPRB42, then RKC3, then EXPRB42")
+    assert "dearer" in early.stats["solver_reason"]
+    exact = crowded_at(60.0)
+    assert np.linalg.norm(early.model["w"] - exact) < 3e-5 * np.linalg.norm(exact)
 
 
 def factorised(target, start, horizon, rtol):
@@ -234,7 +244,7 @@ def test_a_few_outlying_eigenvalues_keep_the_krylov_solver():
 
 
 @pytest.mark.slow
-def test_the_krylov_solver_comes_back_when_a_few_directions_have_become_stiff():
+def test_a_few_directions_that_become_stiff_keep_the_krylov_solver():
     random = np.random.default_rng(0)
     u, v = (np.linalg.qr(random.normal(size=(15, 15)))[0] for _ in range(2))
     target = (u[:, :3] * np.array([12.0, 6.0, 4.0])) @ v[:, :3].T
@@ -243,11 +253,6 @@ def test_the_krylov_solver_comes_back_when_a_few_directions_have_become_stiff():
     assert default.stats["solver"] == "EXPRB42"
     assert default.stats["gradients"] < 0.5 * stabilised.stats["gradients"]
     np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-3)
-    default, stabilised = factorised(target, start, 500.0, 1e-6)
-    assert default.stats["solver"] == "EXPRB42, then RKC3, then EXPRB42"
-    assert "trial" in default.stats["solver_reason"] and "come to take" in default.stats["solver_reason"]
-    assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
-    np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-5)
 
 
 SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]

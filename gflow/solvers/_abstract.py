@@ -13,7 +13,8 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
     the step size controller the tolerances that deliver the error asked for, keeps what a rejected step
     has learnt, and reports the gradients that were spent.
 
-    The solver's state has the attribute `gradients`, the number of evaluations of the vector field so far.
+    The solver's state has the attributes `gradients`, the number of evaluations of the vector field so far,
+    and `f0`, the field where the next step begins. `init` takes no notice of `t1`.
     """
 
     @abc.abstractmethod

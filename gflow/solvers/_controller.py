@@ -29,7 +29,9 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
     $$h\,\sigma \min\Bigl(e^{-1/k},\ \frac{h}{h_{-}}\Bigl(\frac{e_{-}}{e^2}\Bigr)^{1/k}\Bigr) .$$
 
     Unlike with `diffrax.PIDController`'s defaults a step may become smaller after a step that was kept:
-    where the error grows steadily, out of a saddle for instance, most rejections vanish.
+    where the error grows steadily, out of a saddle for instance, most rejections vanish. A step is at most
+    `factormax` times as long as the one before; only the second one may be `factorfirst` times as long as the
+    first, whose length is a guess.
 
     ??? cite "Reference"
 
@@ -42,6 +44,7 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
     safety: float = 0.85
     factormin: float = 0.1
     factormax: float = 5.0
+    factorfirst: float = 1000.0
     norm: Callable[[PyTree], Scalar] = optx.rms_norm
 
     def wrap(self, direction):
@@ -59,11 +62,13 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
                     "first step."
                 )
             speed = la.norm(jax.lax.stop_gradient(func(terms, t0, y0, args)))
-            scale = la.norm(la.stop_gradient(y0)) + self.atol / self.rtol * la.size(y0) ** 0.5
-            # A tenth of the time that the state takes to change by itself, and less if that is
+            # For a start at zero, a size below which errors hardly count.
+            least = 0.1 * self.atol / self.rtol * la.size(y0) ** 0.5
+            scale = jnp.maximum(la.norm(la.stop_gradient(y0)), least)
+            # Half of the time that the state takes to change by itself, and less if that is
             # too long for the tolerance.
             moving = speed > 0
-            dt0 = 0.1 * scale * self.rtol ** (1 / error_order) / jnp.where(moving, speed, 1)
+            dt0 = 0.45 * scale * self.rtol ** (1 / error_order) / jnp.where(moving, speed, 1)
             left = t1 - t0
             resting = jnp.where(jnp.isfinite(left), 1e-3 * left, 1)
             dt0 = jnp.where(moving, jnp.minimum(dt0, left), resting)
@@ -94,7 +99,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
         before = jnp.where(state.known, state.error, 1)
         predicted = ratio * (before / bounded**2) ** (1 / error_order)
         factor = jnp.where(state.known & keep, jnp.minimum(factor, predicted), factor)
-        most = jnp.where(keep, self.factormax, self.safety)
+        grown = jnp.where(state.known, self.factormax, self.factorfirst)
+        most = jnp.where(keep, grown, self.safety)
         factor = jnp.clip(self.safety * factor, self.factormin, most).astype(step.dtype)
         after = _PredictiveState(
             step=jnp.where(keep, step, state.step).astype(state.step.dtype),
