@@ -187,6 +187,20 @@ def test_nan_in_the_gradient_is_nonfinite():
     assert traj.stats["steps"] == 5 and np.isfinite(traj.loss[-1])
 
 
+@pytest.mark.parametrize("optimizer", [0.1, optax.adam(0.05)])
+def test_a_refused_step_leaves_everything_as_it_was(optimizer):
+    """Square roots of parameters, of which a step takes one below zero."""
+    model, loss = {"w": jnp.array([1.0, 2.0, 3.0])}, lambda model, data: jnp.sum(jnp.sqrt(model["w"]))
+    refused = gflow.descend(model, None, optimizer, 1000, loss=loss, save_every=7, throw=False)
+    steps = refused.stats["steps"]
+    assert refused.status == "nonfinite" and f"at step {steps + 1}" in refused.reason and steps > 3
+    whole = gflow.descend(model, None, optimizer, steps, loss=loss, save_every=7)
+    assert np.all(whole.model["w"] > 0)
+    assert np.array_equal(refused.model["w"], whole.model["w"])
+    for of in ("step_loss", "loss", "gradient_norm", "t"):
+        assert np.array_equal(getattr(refused, of), getattr(whole, of))
+
+
 def test_other_numbers_compile_nothing():
     from test_integrate import _count_compilations
 
