@@ -47,8 +47,8 @@ def best(rows: Rows, methods: Sequence[str], error: float) -> tuple[str, float] 
 
 
 def radius_share(rows: Rows) -> float | None:
-    """Share of the gradients that went into the spectral radius, over all runs that need one."""
-    runs = [row for row in rows if row.get("radius_gradients")]
+    """Share of the gradients of RKC2 and RKC3 that went into the spectral radius."""
+    runs = of(rows, "RKC2") + of(rows, "RKC3")
     spent = sum(row["gradients"] for row in runs)
     return sum(row["radius_gradients"] for row in runs) / spent if runs else None
 

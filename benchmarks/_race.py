@@ -228,23 +228,24 @@ class Race:
 def price_of(problem: gflow.Problem) -> Price:
     """What derivatives take, in compiled loops, which are long enough for the call of one not to matter."""
     few = problem.size <= TINY
-    count, repeats = (2, 5) if problem.size > LARGE else (5000 if few else 50, 15)
+    many, repeats = (2, 5) if problem.size > LARGE else (5000 if few else 50, 15)
 
-    def loop(function, count=count):
+    def loop(function, count):
         move = lambda _, p: jtu.tree_map(lambda x, d: x - 1e-9 * d, p, function(p))
         compiled = eqx.filter_jit(lambda p: jax.lax.fori_loop(0, count, move, p))
-        return lambda p=problem.params: compiled(p)
+        return lambda: compiled(problem.params)
 
-    pairs = time_pairs(loop(lambda p: problem.hvp(p, p)), loop(problem.gradient), repeats)
+    gradient = loop(problem.gradient, many)
+    pairs = time_pairs(loop(lambda p: problem.hvp(p, p), many), gradient, repeats)
     column = None
     if problem.size <= FITS_DENSE:
         unravel = ravel_pytree(problem.params)[1]
         flat = lambda p: ravel_pytree(p)[0]
         jacobian = jax.jacfwd(lambda y: flat(problem.gradient(unravel(y))))
-        some = count if few else 2
-        product = loop(lambda p: unravel(jacobian(flat(p)) @ flat(p)), some)
-        column = median_ratio(time_pairs(product, loop(problem.gradient, some), 5)) / problem.size
-    return Price(median(second for _, second in pairs) / count, median_ratio(pairs), column)
+        some = many if few else 2  # the product, which keeps all columns from being left out, is cheap
+        columns = time_pairs(loop(lambda p: unravel(jacobian(flat(p)) @ flat(p)), some), gradient, 5)
+        column = median_ratio(columns) * many / (some * problem.size)
+    return Price(median(second for _, second in pairs) / many, median_ratio(pairs), column)
 
 
 def degree(stiffness: float, error: float) -> int:

@@ -87,7 +87,9 @@ class FlowPath(AbstractPath):
         zero = jnp.zeros((), self.t_max.dtype)
         begun = lambda until: _tree.as_arrays(solver.init(term, zero, until, params, None))
         own = begun(self.t_max) if isinstance(solver, AbstractFlowSolver) else None
-        field = solver.func if own is None else lambda *_: own.f0  # known already
+        field = solver.func
+        if own is not None and isinstance(self.controller, Predictive):  # asks for it here alone
+            field = lambda *_: own.f0
         t_next, controller_state = self.controller.init(
             term, zero, self.t_max, params, self.dt0, None, field, solver.error_order(term)
         )

@@ -14,9 +14,9 @@ from gflow._path import AbstractSwitch
 from gflow.solvers import EXPRB42, RKC3, Predictive
 
 _EVERY = 16  # attempted steps, at the least, over which a cost is measured
-_FEW = 12.0  # gradients per step below which Krylov spaces are small, and the radius is not known from them
-_STEPS = 1.8  # of RKC3 for one of EXPRB42, as to be equally accurate it takes
-_FULL = 0.5  # of the largest Krylov space, as gradients per step
+_FEW = 12.0  # gradients per step, below which Krylov spaces are too small to know the radius from
+_STEPS = 1.8  # steps of RKC3 that are together as accurate as one of EXPRB42
+_FULL = 0.5  # of the largest Krylov space: with so many gradients per step many of the spaces are full
 _DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 100  # gradients that a change must save, because the first steps of RKC3, short ones, cost so many
 _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
@@ -28,9 +28,9 @@ class Switch(AbstractSwitch):
     A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
     Krylov space. Where an accepted step of EXPRB42 takes more gradients, rejections included, than equally
     accurate steps of RKC3 would, which are shorter, no few eigenvalues stand apart. Then the run changes to
-    RKC3, which is compiled only then, if enough lies ahead to pay for its first steps. Where Krylov spaces
-    are full it is they that limit the steps, and not the error, so that those of RKC3 need not be shorter. If
-    RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
+    RKC3, which is compiled only then, if enough lies ahead to pay for its first steps. Where many Krylov
+    spaces are full it is they that limit the steps, and not the error, so that those of RKC3 need not be
+    shorter. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
 
     When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
     """
@@ -89,7 +89,7 @@ class Switch(AbstractSwitch):
             shorter = _STEPS if cost < _FULL * self._largest else 1.0
             stages = float(np.sqrt(1 + 1.84 * step / shorter * _radius(state)[0]))
             ahead = (float(self._paths[0].t_max) - now[0]) / step  # steps
-            if cost < _FEW or ahead * (cost - shorter * stages) < _WORTH:
+            if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
                 return memory, None
             why = (
                 f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"

@@ -48,8 +48,10 @@ def test_bars_are_judged_from_the_rows():
     bars = importlib.import_module("_bars")
 
     def problem(stiffness, cost):
-        mine = [row("default", cost * k, e, rtol=e, radius_gradients=cost * k / 10, solver="x")
-                for k, e in ((1, 1e-3), (4, 2e-6))]  # fmt: skip
+        mine = [row("default", cost * k, e, rtol=e, solver="x") for k, e in ((1, 1e-3), (4, 2e-6))]
+        mine += [
+            row(name, 9000, 1e-3, radius_gradients=part) for name, part in (("RKC2", 600), ("RKC3", 1200))
+        ]
         rivals = [row("GD at 2/λ", 500, 0.1), row("RK4 at 1/λ", 2000, 1e-3), row("Tsit5", 3000, 2e-6)]
         degree = {"1e-03": 40, "1e-05": 60}
         return {"rows": mine + rivals, "stiffness": stiffness, "degree": degree, "left_out": {}}

@@ -307,8 +307,12 @@ def test_the_first_steps_of_the_predictive_controller():
     """The first is 0.45 |y| rtol^(1/k) / |f|; if it was too short the second one makes up for it."""
     controller = solvers.Predictive(1e-3, 1e-9)
     func = lambda terms, t, y, args: jnp.asarray([3.0, 4.0])
-    end, state = controller.init(None, 0.0, 100.0, jnp.asarray([6.0, 8.0]), None, None, func, 3)
+    begun = lambda controller, y: controller.init(None, 0.0, 100.0, jnp.asarray(y), None, None, func, 3)
+    end, state = begun(controller, [6.0, 8.0])
     assert end == pytest.approx(0.45 * 10 * 0.1 / 5)
+    coarse = solvers.Predictive(1e-3, 1e-2)  # a size of √2 is where errors begin to count
+    for y, size in (([0.0, 0.0], 2**0.5), ([0.6, 0.8], 2**0.5), ([1.2, 1.6], 2.0)):
+        assert begun(coarse, y)[0] == pytest.approx(0.45 * size * 0.1 / 5)
     y, error = jnp.ones(2), jnp.full(2, 1e-14)
     for longest in (1000.0, 5.0):
         keep, start, following, _, state, _ = controller.adapt_step_size(

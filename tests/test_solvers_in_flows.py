@@ -52,6 +52,15 @@ def test_gradients_are_counted_exactly(solver):
     assert traj.stats["rejected"] >= 0 and traj.stats["solver"] == type(solver).__name__
 
 
+def test_the_gradient_that_the_controller_asks_for_is_counted():
+    loss, counted = counting(gflow.losses.Squared())
+    controller = gflow.solvers.Predictive(1e-4, 1e-7)
+    options = dict(solver=diffrax.Tsit5(), controller=controller, save_at=5)
+    traj = gflow.integrate(*tanh_network(), 5.0, loss=loss, **options)
+    jax.effects_barrier()
+    assert traj.stats["gradients"] == counted[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS[1:], ids=name_of)
 def test_what_is_recorded_does_not_change_the_path(solver):
@@ -220,7 +229,9 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
 def test_the_run_changes_back_where_the_change_was_too_early(monkeypatch):
     monkeypatch.setattr(_switch, "_FEW", 7.0)  # where the radius isn't known yet
     early = run_crowded(rtol=1e-5, atol=1e-8)
-    assert early.stats["solver"].startswith("EXPRB42, then RKC3, then EXPRB42")
+    assert early.stats["solver"].startswith(
+        "EXPRB42, then RKC3, then EXPRB42"
+    )  # and RKC3 where it is in time
     assert "dearer" in early.stats["solver_reason"]
     exact = crowded_at(60.0)
     assert np.linalg.norm(early.model["w"] - exact) < 3e-5 * np.linalg.norm(exact)
@@ -253,6 +264,10 @@ def test_a_few_directions_that_become_stiff_keep_the_krylov_solver():
     assert default.stats["solver"] == "EXPRB42"
     assert default.stats["gradients"] < 0.5 * stabilised.stats["gradients"]
     np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-3)
+    default, stabilised = factorised(target, start, 500.0, 1e-6)  # hundreds of short steps
+    assert default.stats["solver"] == "EXPRB42"
+    assert default.stats["gradients"] < 0.7 * stabilised.stats["gradients"]
+    np.testing.assert_allclose(default.model["w"], stabilised.model["w"], atol=2e-5)
 
 
 SMOOTH = [jnp.tanh, jax.nn.softplus, jax.nn.gelu, jax.nn.silu, jax.nn.log_sigmoid, jnp.sin]

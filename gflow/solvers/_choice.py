@@ -43,7 +43,8 @@ def choose(
 
     The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
     rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB42 costs, and how
-    many stages RKC3 would need for the same step: where that is less it changes to RKC3, the `rival`.
+    many stages RKC3 would need for equally accurate steps: where Krylov spaces are not small, and enough
+    would be saved to pay for the change, it changes to RKC3, the `rival`.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is

