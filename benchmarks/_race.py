@@ -47,9 +47,10 @@ class Price(NamedTuple):
     product: float  # of the Hessian with a vector
     column: float | None  # of a Jacobian that is made all at once, where it fits
 
-    def of(self, forms_jacobians: bool) -> float:
-        """The price of a product in a method that forms Jacobians, or in one that doesn't."""
-        return self.column if forms_jacobians and self.column is not None else self.product
+    def cost(self, gradients: float, hvps: float, forms_jacobians: bool) -> float:
+        """What a method spends that forms Jacobians, or one that doesn't."""
+        product = self.column if forms_jacobians and self.column is not None else self.product
+        return gradients + product * hvps
 
 
 def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def measure(case: Stiff, cache: Path, quick: bool, before: dict[str, Any] | None
     rows, dated = race.rows, {}
     if before is not None:
         rivals = [row for row in before["rows"] if row["method"] in (GD, RK4, TORCH, *EXPLICIT, *DENSE)]
-        cost = lambda row: row["gradients"] + price.of(row["method"] in DENSE) * row["hvps"]
+        cost = lambda row: price.cost(row["gradients"], row["hvps"], row["method"] in DENSE)
         rows += [row | {"cost": cost(row)} for row in rivals]
         race.left_out |= {name: why for name, why in before["left_out"].items() if name not in OWN}
         dated = {"rivals_measured": before.get("rivals_measured", before["measured"])}
@@ -153,7 +154,7 @@ class Race:
         row = {
             "method": method,
             "rtol": rtol,
-            "cost": gradients + self.price.of(forms_jacobians) * hvps,
+            "cost": self.price.cost(gradients, hvps, forms_jacobians),
             "error": error,
             "gradients": gradients,
             "hvps": hvps,
@@ -240,8 +241,7 @@ def price_of(problem: gflow.Problem) -> Price:
     column = None
     if problem.size <= FITS_DENSE:
         unravel = ravel_pytree(problem.params)[1]
-        flat = lambda p: ravel_pytree(p)[0]
-        jacobian = jax.jacfwd(lambda y: flat(problem.gradient(unravel(y))))
+        flat, jacobian = lambda p: ravel_pytree(p)[0], dense_hessian(problem)
         some = many if few else 2  # the product, which keeps all columns from being left out, is cheap
         columns = time_pairs(loop(lambda p: unravel(jacobian(flat(p)) @ flat(p)), some), gradient, 5)
         column = median_ratio(columns) * many / (some * problem.size)

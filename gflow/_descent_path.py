@@ -97,15 +97,15 @@ class DescentPath(AbstractPath):
         begins = opened.code == RUNNING
 
         def attempt(now):
-            limit, _, _, ever = now
-            going_on = lambda now: self.going_on(now, until, limit)
+            last = now[0]
+            going_on = lambda now: self.going_on(now, until, last)
             after = _tree.while_loop(going_on, lambda now: self.step(now, True), opened)
             refused = begins & (after.code == NONFINITE)
-            return jnp.where(refused, after.step - 1, limit), after, refused, ever | refused
+            return jnp.where(refused, after.step - 1, last), after, refused
 
-        first = limit, opened, jnp.array(True), jnp.array(False)
-        _, after, _, refused = _tree.while_loop(lambda now: now[2], attempt, first)
-        return self.closed(eqx.tree_at(lambda s: s.code, after, jnp.where(refused, NONFINITE, after.code)))
+        last, after, _ = _tree.while_loop(lambda now: now[2], attempt, (limit, opened, jnp.array(True)))
+        code = jnp.where(last < limit, NONFINITE, after.code)
+        return self.closed(eqx.tree_at(lambda s: s.code, after, code))
 
     def opened(self, state, budget):
         """With an empty buffer, and no more steps than it takes."""

@@ -229,9 +229,8 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
 def test_the_run_changes_back_where_the_change_was_too_early(monkeypatch):
     monkeypatch.setattr(_switch, "_FEW", 7.0)  # where the radius isn't known yet
     early = run_crowded(rtol=1e-5, atol=1e-8)
-    assert early.stats["solver"].startswith(
-        "EXPRB42, then RKC3, then EXPRB42"
-    )  # and RKC3 where it is in time
+    # and then RKC3 again, where it is in time
+    assert early.stats["solver"].startswith("EXPRB42, then RKC3, then EXPRB42")
     assert "dearer" in early.stats["solver_reason"]
     exact = crowded_at(60.0)
     assert np.linalg.norm(early.model["w"] - exact) < 3e-5 * np.linalg.norm(exact)
