@@ -250,7 +250,7 @@ class FlowPath(AbstractPath):
 
     def _clip(self, t, t_next, keep):
         """The last step ends at t_max exactly, and no sliver of a step is left (as in diffrax)."""
-        floor = jax.lax.fori_loop(0, 100, lambda _, x: jnp.nextafter(x, jnp.zeros_like(x)), self.t_max)
+        floor = self.t_max * (1 - 100 * jnp.finfo(self.t_max.dtype).eps)
         clipped = jnp.where(keep, self.t_max, t + 0.5 * (self.t_max - t))
         return jnp.where(t_next > floor, clipped, t_next)
 
