@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import PyTree
 
 from gflow import _tree
@@ -28,7 +29,17 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike, numbers: PyTree, programs: Sequence[str]):
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(
+                f"checkpoint must be the path of a file, but a {type(path).__name__} came; for example "
+                'checkpoint="run.gflow".'
+            )
         self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise ValueError(
+                f"checkpoint must lie in a folder that exists, but there is no {str(self.path.parent)!r}; "
+                "make it, or give another path."
+            )
         digest = hashlib.sha256("".join(programs).encode())
         for leaf in jtu.tree_leaves(eqx.filter(numbers, eqx.is_array)):
             array = np.asarray(_tree.numbers(leaf))
@@ -89,6 +100,17 @@ def program(function: Callable, *arguments: PyTree) -> str:
     # a new function at each call, so that nothing is taken from a cache of traces
     closed = jax.make_jaxpr(lambda d: eqx.filter(function(*eqx.combine(d, static)), eqx.is_array))(dynamic)
     constants = hashlib.sha256()
-    for constant in closed.consts:
-        constants.update(np.asarray(constant).tobytes() if eqx.is_array(constant) else b"")
+    for constant in _constants(closed):
+        constants.update(np.asarray(_tree.numbers(constant)).tobytes())
     return re.sub("0x[0-9a-f]+", "", str(closed.jaxpr)) + constants.hexdigest()  # without addresses
+
+
+def _constants(part: Any) -> Iterator[Any]:
+    """The arrays in a traced program, and in all programs that it calls, whose text doesn't show them."""
+    if isinstance(part, ClosedJaxpr):
+        yield from (constant for constant in part.consts if hasattr(constant, "dtype"))
+        part = part.jaxpr
+    is_program = lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
+    for equation in part.eqns:
+        for inner in filter(is_program, jtu.tree_leaves(equation.params, is_leaf=is_program)):
+            yield from _constants(inner)

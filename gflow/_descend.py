@@ -120,7 +120,7 @@ def descent_run(
     steps = count("steps", steps)
     if not isinstance(optimizer, (optax.GradientTransformation, AbstractOptimizer)):
         optimizer = GradientDescent(
-            positive("optimizer", optimizer, "learning rate, or an optax transformation,", dtype)
+            positive("optimizer", optimizer, "learning rate (or an optax transformation)", dtype)
         )
     # as arrays, so that another number is not another program
     as_array = lambda x: jnp.asarray(x, dtype) if is_number(x) else x

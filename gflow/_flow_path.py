@@ -96,9 +96,6 @@ class FlowPath(AbstractPath):
         t_next = jnp.minimum(t_next, self.t_max)
         solver_state = begun(t_next) if own is None else own
         made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
-        _, _, dense, _, _ = eqx.filter_eval_shape(
-            attempt, solver, term, zero, t_next, params, solver_state, made_jump
-        )
         sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
         state = FlowState(
@@ -108,7 +105,7 @@ class FlowPath(AbstractPath):
             params=params,
             mark_before=mark,
             mark=mark,
-            dense=jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense),
+            dense=self.no_dense(params, solver_state),
             solver_state=solver_state,
             controller_state=controller_state,
             made_jump=made_jump,
@@ -123,6 +120,15 @@ class FlowPath(AbstractPath):
             watch_hvps=count,
         )
         return _tree.as_arrays(state)
+
+    def no_dense(self, params: Float[Array, " P"], solver_state: PyTree) -> PyTree:
+        """Zeros in the place of what interpolates a step, before there is one."""
+        zero = jnp.zeros((), self.t_max.dtype)
+        made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
+        _, _, dense, _, _ = eqx.filter_eval_shape(
+            attempt, self.solver, self._term(), zero, zero, params, solver_state, made_jump
+        )
+        return jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense)
 
     def opened(self, state, budget):
         """As it is."""

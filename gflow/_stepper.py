@@ -340,7 +340,10 @@ class Run:
             "records": [np.stack(jax.device_get(values)) for values in self.records.values()],
             "saved": _stack(self.saved),
         }
-        self._checkpoint.write(header, trees)
+        try:
+            self._checkpoint.write(header, trees)
+        except OSError as error:  # a full disk must not end the run
+            warnings.warn(f"the checkpoint could not be written: {error}", stacklevel=2)
 
     def _restore(self) -> None:
         """Goes on from the checkpoint, if there is one."""

@@ -135,6 +135,7 @@ def _entered(path: FlowPath, state: FlowState, step: float) -> FlowState:
         after = solver.begun(state.t, state.params, before.f0, before.gradients, value, direction)
     # the controller knows no error of this method
     fresh = jtu.tree_map(jnp.zeros_like, state.controller_state)
+    dense = path.no_dense(state.params, after)  # the last step is over
     t_next = jnp.minimum(state.t + jnp.asarray(step, state.t.dtype), path.t_max)
-    which = lambda s: (s.solver_state, s.controller_state, s.t_next)
-    return eqx.tree_at(which, state, (after, fresh, t_next))
+    which = lambda s: (s.solver_state, s.controller_state, s.t_next, s.dense)
+    return eqx.tree_at(which, state, (after, fresh, t_next, dense))

@@ -1,6 +1,6 @@
 """Stop conditions, made ready to be watched inside a compiled loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Watch(eqx.Module):
         reserved: Sequence[str] = RESERVED,
     ):
         stop = () if stop is None else stop
-        stops = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
+        stops = tuple(stop) if isinstance(stop, Iterable) else (stop,)
         known = {item.name: item for item in observables}
         for item in stops:
             if not isinstance(item, AbstractStop):

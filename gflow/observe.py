@@ -1,7 +1,7 @@
 """Observables: what is recorded along a path, besides the loss and the gradient norm."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -374,7 +374,7 @@ def as_observables(
     elif isinstance(observe, AbstractObservable):
         found = (observe,)
     else:
-        found = tuple(observe)
+        found = tuple(observe) if isinstance(observe, Iterable) else (observe,)
     for item in found:
         if not isinstance(item, AbstractObservable):
             raise ValueError(

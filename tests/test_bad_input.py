@@ -81,7 +81,7 @@ def test_save_times_that_only_float64_tells_apart():
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, np.nan, np.inf])
 def test_learning_rate(rate):
-    refuses("optimizer must be a positive finite learning rate, or", gflow.descend, MODEL, DATA, rate, 5)
+    refuses(r"optimizer must be a positive finite learning rate \(or", gflow.descend, MODEL, DATA, rate, 5)
     refuses("learning_rate must be", gflow.compare, MODEL, DATA, learning_rate=rate, t_max=1.0)
     refuses("learning_rate must be", gflow.descend, MODEL, DATA, optax.adam(0.1), 5, learning_rate=rate)
 

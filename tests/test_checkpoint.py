@@ -110,6 +110,37 @@ def test_numbers_inside_functions_belong_to_the_run(tmp_path, interrupted_at_rec
     assert run(0.1, 2.0).status == "success"
 
 
+def test_arrays_inside_functions_belong_to_the_run(tmp_path, interrupted_at_record_five, monkeypatch):
+    path = tmp_path / "run.npz"
+    towards = lambda goal: lambda model, data: 0.5 * jnp.sum((model.w - goal) ** 2)
+    run = lambda goal: gflow.integrate(
+        Linear(jnp.zeros(2)), None, 5.0, loss=towards(np.array(goal)), save_at=20, checkpoint=path
+    )
+    assert run([1.0, 2.0]).status == "interrupted"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run([1.0, 3.0])
+    assert run([1.0, 2.0]).status == "success"
+
+
+def test_a_checkpoint_needs_a_place_and_a_failed_one_costs_no_run(tmp_path, monkeypatch, unchecked):
+    run = lambda path: gflow.descend(
+        Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1)), 0.1, 5, checkpoint=path
+    )
+    with pytest.raises(ValueError, match="checkpoint must lie in a folder that exists"):
+        run(tmp_path / "nowhere" / "run.npz")
+    with pytest.raises(ValueError, match="checkpoint must be the path of a file, but a int came"):
+        run(3)
+    monkeypatch.setattr("gflow._checkpoint._SECONDS_BETWEEN", -1.0)
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("gflow._checkpoint.write_archive", full)
+    with pytest.warns(UserWarning, match="checkpoint could not be written: no space left"):
+        assert run(tmp_path / "run.npz").ok
+
+
 def noisy(path):
     optimizer = optax.chain(optax.add_noise(0.01, 0.5, 0), optax.sgd(0.1))  # keeps a random key
     return gflow.descend(*tanh_network(), optimizer, 40, save_every=5, checkpoint=path)

@@ -254,6 +254,21 @@ def test_a_loss_that_is_no_mean_is_refused_in_chunks():
     total = lambda model, data: jnp.sum((jax.vmap(model)(data[0]) - data[1]) ** 2)
     with pytest.raises(ValueError, match="chunk_size.*mean over examples"):
         gflow.integrate(Linear(jnp.zeros(2)), (GOOD_X, GOOD_Y), 1.0, loss=total, chunk_size=2)
+    mask = jnp.array([1.0, 1, 1, 1, 0, 0, 0, 1])  # the first examples don't show it
+    masked = lambda model, data: jnp.sum(data[2] * jnp.square(data[0] @ model.w - data[1])) / jnp.sum(data[2])
+    x = jax.random.normal(jax.random.key(0), (8, 2))
+    with pytest.raises(ValueError, match="chunk_size.*mean over examples"):
+        gflow.Problem(Linear(jnp.ones(2)), (x, x[:, 0] + 2, mask), masked, chunk_size=4)
+
+
+def test_arguments_of_the_wrong_kind_are_named(unchecked):
+    problem = (Linear(jnp.zeros(2)), (GOOD_X, GOOD_Y), 1.0)
+    with pytest.raises(ValueError, match="observe must be a sequence.*holds a function"):
+        gflow.integrate(*problem, observe=lambda model, data: 0.0)
+    with pytest.raises(ValueError, match="stop must be one or several.*holds a function"):
+        gflow.integrate(*problem, stop=lambda model, data: 0.0)
+    with pytest.raises(ValueError, match="loss must return a real scalar, but returns 3.0"):
+        gflow.integrate(*problem, loss=lambda model, data: 3.0)
 
 
 def test_the_vector_of_a_tree_holds_its_entries_in_order():

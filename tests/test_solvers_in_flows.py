@@ -43,6 +43,29 @@ def test_delivers_the_error_that_was_asked_for(solver, rtol, reference):
     assert 0.01 * rtol < error < 3 * rtol
 
 
+@pytest.mark.parametrize("t_max", [10.0, 1000.0])
+@pytest.mark.parametrize("solver", [None, gflow.solvers.EXPRB42()], ids=["default", "EXPRB42"])
+def test_records_between_steps_are_as_accurate_as_the_end(solver, t_max):
+    """On a linear flow an exponential step may be as long as it likes, and a cubic with slopes is wrong."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 600)) * np.logspace(0, -1.5, 600)
+    w = rng.normal(size=600)
+    model = eqx.tree_at(
+        lambda m: m.weight,
+        eqx.nn.Linear(600, "scalar", use_bias=False, key=jax.random.key(0)),
+        jnp.zeros((1, 600)),
+    )
+    traj = gflow.integrate(model, (x, x @ w), t_max, solver=solver, save_models=True)
+    assert traj.stats["solver"] == "EXPRB42"
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    exact = ((vectors.T @ w) * -np.expm1(-np.outer(traj.t, values))) @ vectors.T
+    found = np.asarray(traj.models.weight)[:, 0]
+    errors = np.linalg.norm(found - exact, axis=1)[1:] / np.linalg.norm(exact, axis=1)[1:]
+    assert traj.stats["steps"] < 60 and errors.max() < 1e-4
+    losses = np.mean(((exact - w) @ x.T) ** 2, axis=1) / 2
+    np.testing.assert_allclose(traj.loss, losses, rtol=1e-4)
+
+
 @EACH
 def test_gradients_are_counted_exactly(solver):
     loss, counted = counting(gflow.losses.Squared())

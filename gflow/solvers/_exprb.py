@@ -19,8 +19,11 @@ from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
 from ._phi import matrix_phis, phi
+from ._quartic import WITHIN, QuarticInterpolation, bend
 
 _STAGE = 0.75  # of the step, where the remainder is evaluated: the only place where one is enough for order 4
+_AT = WITHIN.index(_STAGE)
+_BENT = 0.3  # of a step's bend counts as error, which keeps dense output within the tolerance
 _KEPT = 8  # basis vectors that a rejected step hands on
 # A step is smoothed if what its Krylov space left out decays so many times within it, and is so large a share
 # of the field at the end.
@@ -50,9 +53,10 @@ class _Krylov(eqx.Module):
     beta: Scalar
     following: Vector  # next basis vector
     size: Int[Array, ""]
-    phis: Float[Array, "4 2 m m"]  # of the step to the stage, and of the whole one
+    phis: Float[Array, "4 4 m m"]  # of the steps to `WITHIN`, and of the whole one
     rest: Vector  # error estimate
     remainder: Vector  # of the linearisation, at the end point
+    within: Vector  # leading axis: the solution at `WITHIN`, relative to y0
     evaluations: Int[Array, ""]
     failed: Array
 
@@ -60,6 +64,15 @@ class _Krylov(eqx.Module):
 def _apply(basis: Vector, c) -> Vector:
     """Linear combination of the basis vectors."""
     return jtu.tree_map(lambda v: jnp.tensordot(c.astype(v.dtype), v, axes=1), basis)
+
+
+def _sums(basis: Vector, inside: Array, outside: list[tuple[Array, Vector]]) -> Vector:
+    """Points, one a row, with these coordinates in the basis and these multiples of other vectors."""
+    points = _apply(basis, inside)
+    for factors, vector in outside:
+        add = lambda p, x: p + jnp.multiply.outer(factors.astype(x.dtype), x)  # noqa: B023
+        points = jtu.tree_map(add, points, vector)
+    return points
 
 
 def _project(basis: Vector, x: Vector) -> Array:
@@ -101,14 +114,20 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
     # diffrax turns the time round, so that its `span` is positive and the step `h` negative.
     share = eps**0.4
 
-    def linear(k: _Krylov, basis: Vector, step, phis: Array):
-        """`s phi_1(sJ) F (+ s² phi_2(sJ) f_t)`, where the linearised flow is after the step s."""
-        point = _apply(basis, step * phis[0][:, 0] * length)
+    shares = jnp.asarray((*WITHIN, 1.0), dtype)
+
+    def linear(k: _Krylov, basis: Vector, which: slice):
+        """`s phi_1(sJ) F (+ s² phi_2(sJ) f_t)` for steps s, each with the functions of its own.
+
+        As coordinates in the basis, and multiples of vectors outside of it: where the linearised flow is.
+        """
+        steps, phis = h * shares[which], k.phis[:, which]
+        inside = steps[:, None] * phis[0, :, :, 0] * length
         if autonomous:
-            return point
+            return inside, []
         v = _project(basis, k.drift)
         outside = la.sub(k.drift, _apply(basis, v))
-        return la.axpy(step**2 / 2, outside, la.add(point, _apply(basis, step**2 * (phis[1] @ v))))
+        return inside + steps[:, None] ** 2 * (phis[1] @ v), [(steps**2 / 2, outside)]
 
     def lanczos(k: _Krylov, basis: Vector, field):
         w = la.scale(1 / displacement, la.sub(field, f0))
@@ -120,9 +139,9 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         small = jnp.where((i == m) & (j == m), products, linked)
         beta = la.norm(w)
         size = m + 1
-        phis = matrix_phis(h * small, (_STAGE, 1.0), size)
+        phis = matrix_phis(h * small, (*WITHIN, 1.0), size)
         # First term of what the Krylov approximation of h phi_1(hJ) F lacks; `finish` adds it.
-        residual = h**2 * length * beta * jnp.abs(phis[1, 1, m, 0])
+        residual = h**2 * length * beta * jnp.abs(phis[1, -1, m, 0])
         breakdown = beta <= 100 * eps * jnp.max(jnp.abs(small))
         # of rounding errors alone where the basis is complete, but its derivative counts
         link = jnp.where(breakdown, 1, beta)
@@ -139,7 +158,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         )
 
         def leave():
-            return jnp.asarray(2), linear(k, basis, _STAGE * h, k.phis[:, 0])
+            stage = _sums(basis, *linear(k, basis, slice(_AT, _AT + 1)))
+            return jnp.asarray(2), jtu.tree_map(lambda x: x[0], stage)
 
         next_one = jax.lax.cond(settled & ~failed, leave, lambda: (k.phase, k.point))
         return eqx.tree_at(lambda q: (q.phase, q.point), k, next_one)
@@ -152,7 +172,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         """Stage evaluated: the remainder `D` of the linearisation there, and the end point."""
         # What the Krylov space lacks of the time derivative's part stays in the remainder, which takes it for
         # a quadratic function of time, as it is.
-        own = _STAGE * h * k.phis[0, 0, :, 0] * length
+        own = _STAGE * h * k.phis[0, _AT, :, 0] * length
         inside = own if autonomous else _project(basis, k.point)
         product = along(k, basis, inside, own)
         remainder = la.sub(la.sub(field, f0), product)
@@ -162,14 +182,20 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         d = _project(basis, remainder)
         outside = la.sub(remainder, _apply(basis, d))
         # Outside the Krylov space phi_3 is taken at zero.
-        rest = la.axpy(h / 3, outside, _apply(basis, 2 * h * (k.phis[2, 1] @ d)))
-        # First terms of what both Krylov approximations lack; in the end point only, because of the stage the
+        bent, beyond = 2 * h * shares[:, None] ** 3 * (k.phis[2] @ d), h / 3 * shares**3
+        rest = _sums(basis, bent[-1:], [(beyond[-1:], outside)])
+        # First terms of what both Krylov approximations lack; not at the stage itself, because there the
         # product with the Jacobian must be known.
         last = k.size - 1
-        lacking = h**2 * k.beta * (length * k.phis[1, 1, last, 0] + 2 * (k.phis[3, 1, last] @ d))
-        end = la.axpy(lacking, k.following, la.add(linear(k, basis, h, k.phis[:, 1]), rest))
-        to = lambda q: (q.phase, q.point, q.rest, q.remainder)
-        return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, remainder))
+        lacking = length * k.phis[1, :, last, 0] + 2 * shares**2 * (k.phis[3, :, last] @ d)
+        lacking *= (h * shares) ** 2 * k.beta
+        straight, others = linear(k, basis, slice(None))
+        points = _sums(basis, straight + bent, [*others, (beyond, outside), (lacking, k.following)])
+        larger = lambda r, b: jnp.where(_BENT * jnp.abs(b) > jnp.abs(r), _BENT * b, r)
+        rest = jtu.tree_map(lambda r, x: larger(r[0], bend(x)), rest, points)
+        within, end = (jtu.tree_map(lambda x, at=at: x[at], points) for at in (slice(-1), -1))
+        to = lambda q: (q.phase, q.point, q.rest, q.remainder, q.within)
+        return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, remainder, within))
 
     def smooth(k: _Krylov, basis: Vector, field):
         """End point evaluated. Takes back what stiff directions outside of the basis got too much of.
@@ -233,7 +259,8 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         field=f0, drift=zero,
         small=jnp.zeros((most, most), dtype).at[:few, :few].set(block),
         beta=known_small[kept, kept - 1], following=following, size=kept,
-        phis=jnp.zeros((4, 2, most, most), dtype), rest=zero, remainder=zero,
+        phis=jnp.zeros((4, len(WITHIN) + 1, most, most), dtype), rest=zero, remainder=zero,
+        within=jtu.tree_map(lambda y: jnp.zeros((len(WITHIN), *y.shape), y.dtype), y0),
         evaluations=count, failed=jnp.asarray(False),
     )  # fmt: skip
     basis = jtu.tree_map(lambda v: jnp.zeros((most, *v.shape[1:]), v.dtype).at[:few].set(take(v)), known)
@@ -307,7 +334,11 @@ class EXPRB42(AbstractFlowSolver):
     `rtol` and `atol` should be those of the step size controller.
     A stepper that calls `rejected` retries a step with the first vectors of the attempt, up to eight.
 
-    Memory: `max_basis` parameter vectors and some 45 more. Dense output is cubic Hermite.
+    Dense output is the quartic through the solution at quarters of the step, which the Krylov space gives for
+    no gradient. A step may be so long that fast directions die out early in it, where no polynomial follows
+    them: three tenths of the fourth difference of these values count as error as well, entry by entry.
+
+    Memory: `max_basis` parameter vectors and some 50 more.
 
     Derivatives of the solution are those of the method, whose Krylov space is made for the solution. Where
     that has lost its stiff components, but its derivative has not, they are wrong even though the solution is
@@ -332,9 +363,7 @@ class EXPRB42(AbstractFlowSolver):
     accuracy: float = eqx.field(static=True, default=0.5)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = (
-        dfx.ThirdOrderHermitePolynomialInterpolation
-    )
+    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = QuarticInterpolation
 
     def __check_init__(self):
         if self.max_basis < 2:
@@ -412,7 +441,7 @@ class EXPRB42(AbstractFlowSolver):
             small=k.small[:few, :few],
             kept=jnp.zeros_like(state.kept),
         )
-        dense_info = dict(y0=y0, y1=y1, k0=la.scale(h, f0), k1=la.scale(h, k.field))
+        dense_info = dict(y0=y0, y1=y1, within=jtu.tree_map(jnp.add, y0, k.within))
         return y1, error, dense_info, after, dfx.RESULTS.successful
 
     def rejected(self, before: EXPRBState, attempted: EXPRBState) -> EXPRBState:

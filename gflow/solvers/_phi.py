@@ -46,14 +46,24 @@ def matrix_phis(
     The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
     eigenvalues coincide and those of the eigenvectors do not.
     """
+
     values, vectors = _spectrum(a, size)
     phis = phi(jnp.outer(jnp.asarray(factors, values.dtype), values), 4)[1:]
-    return _turned_back(vectors, phis)
+    if size is None:
+        return _turned_back(vectors, phis)
+    most = a.shape[0]
+
+    def of_block(n):
+        found = _turned_back(vectors[:n, :n], phis[..., :n])
+        return jnp.pad(found, [(0, 0), (0, 0), (0, most - n), (0, most - n)])
+
+    return la.leading(of_block, most, size)
 
 
 def _turned_back(vectors, phis):
     """The matrices that have these eigenvectors and eigenvalues."""
-    return jnp.einsum("im,kfm,jm->kfij", vectors, phis, vectors)
+    scaled = vectors * phis[..., None, :]
+    return (scaled.reshape(-1, len(vectors)) @ vectors.T).reshape(scaled.shape)
 
 
 def _spectrum(a, size):
