@@ -19,11 +19,10 @@ from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
 from ._phi import matrix_phis, phi
-from ._quartic import WITHIN, QuarticInterpolation, bend
+from ._quartic import WITHIN, QuarticInterpolation, with_bend
 
 _STAGE = 0.75  # of the step, where the remainder is evaluated: the only place where one is enough for order 4
 _AT = WITHIN.index(_STAGE)
-_BENT = 0.3  # of a step's bend counts as error, which keeps dense output within the tolerance
 _KEPT = 8  # basis vectors that a rejected step hands on
 # A step is smoothed if what its Krylov space left out decays so many times within it, and is so large a share
 # of the field at the end.
@@ -191,8 +190,7 @@ def _loop(operands, *, most: int, accuracy: float, autonomous: bool, kind) -> tu
         lacking *= (h * shares) ** 2 * k.beta
         straight, others = linear(k, basis, slice(None))
         points = _sums(basis, straight + bent, [*others, (beyond, outside), (lacking, k.following)])
-        larger = lambda r, b: jnp.where(_BENT * jnp.abs(b) > jnp.abs(r), _BENT * b, r)
-        rest = jtu.tree_map(lambda r, x: larger(r[0], bend(x)), rest, points)
+        rest = jtu.tree_map(lambda r, x: with_bend(r[0], x), rest, points)
         within, end = (jtu.tree_map(lambda x, at=at: x[at], points) for at in (slice(-1), -1))
         to = lambda q: (q.phase, q.point, q.rest, q.remainder, q.within)
         return eqx.tree_at(to, k, (jnp.asarray(3), end, rest, remainder, within))
@@ -342,7 +340,7 @@ class EXPRB42(AbstractFlowSolver):
 
     Derivatives of the solution are those of the method, whose Krylov space is made for the solution. Where
     that has lost its stiff components, but its derivative has not, they are wrong even though the solution is
-    right; there take `RKC2`, or `EXPRB43` if the problem is small.
+    right; there take `RKC2`, or `EXPRB43(symmetric=True)` if the problem is small.
 
     The Jacobian must be symmetric. If it is not, the method is of lower order and the error
     estimate shortens the step.
