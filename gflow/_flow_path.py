@@ -95,7 +95,6 @@ class FlowPath(AbstractPath):
         )
         t_next = jnp.minimum(t_next, self.t_max)
         solver_state = begun(t_next) if own is None else own
-        made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
         sides, watched = self.watch.start(problem, problem.params, self._known(problem.params, log_t))
         count = jnp.array(0)
         state = FlowState(
@@ -108,7 +107,7 @@ class FlowPath(AbstractPath):
             dense=self.no_dense(params, solver_state),
             solver_state=solver_state,
             controller_state=controller_state,
-            made_jump=made_jump,
+            made_jump=self._no_jump(),
             steps=count,
             rejected=count,
             rejected_first=count,
@@ -124,11 +123,14 @@ class FlowPath(AbstractPath):
     def no_dense(self, params: Float[Array, " P"], solver_state: PyTree) -> PyTree:
         """Zeros in the place of what interpolates a step, before there is one."""
         zero = jnp.zeros((), self.t_max.dtype)
-        made_jump = None if isinstance(self.controller, Predictive) else jnp.array(False)
         _, _, dense, _, _ = eqx.filter_eval_shape(
-            attempt, self.solver, self._term(), zero, zero, params, solver_state, made_jump
+            attempt, self.solver, self._term(), zero, zero, params, solver_state, self._no_jump()
         )
         return jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), dense)
+
+    def _no_jump(self) -> Bool[Array, ""] | None:
+        """That the field has made no jump; `None` if the controller knows of none at all."""
+        return None if isinstance(self.controller, Predictive) else jnp.array(False)
 
     def opened(self, state, budget):
         """As it is."""
@@ -409,6 +411,11 @@ class FlowPath(AbstractPath):
             )
         if code in (NONFINITE, UNDERFLOW) and not self.plain and bool(self._is_over(state)):
             return "clock_failure", f"{self.clock.failure} (after {symbol} = {t:.6g}, step {steps})"
+        if code == NONFINITE and t > 0.01 * float(jnp.finfo(state.t.dtype).max):
+            return "nonfinite", (
+                f"{symbol} came to the largest number of {state.t.dtype}, and no stop condition held before; "
+                "give a finite t_max, or a level that is reached"
+            )
         if code == NONFINITE:
             return "nonfinite", (
                 f"the gradient, the step or a watched quantity became NaN or infinite at {symbol} = {t:.6g} "
@@ -418,7 +425,8 @@ class FlowPath(AbstractPath):
         if code == UNDERFLOW:
             return "step_underflow", (
                 f"the step size fell below the resolution of {symbol} = {t:.6g} in {state.t.dtype}; the "
-                "field may be discontinuous there (a ReLU kink), or the tolerance beyond its accuracy"
+                "field may be discontinuous there (a ReLU kink), the tolerance beyond its accuracy, or the "
+                "horizon too long for steps so short (use float64, or a solver made for stiffness)"
             )
         return "max_steps", (
             f"{steps} steps ({rejected} rejected) led only to {symbol} = {t:.6g} of {float(self.t_max):.6g}: "
@@ -446,7 +454,7 @@ class FlowPath(AbstractPath):
         top = find(self.problem, params=self._parameters(state.params), rtol=1e-2, max_hvps=100).values[0]
         product = taken * float(top)
         where = f"the step {taken:.3g} times the sharpness {float(top):.3g} is {product:.2g}, so"
-        if product > 0.7:
+        if product > 0.7 and not isinstance(self.solver, AbstractFlowSolver):
             return f"{where} stiffness limits the step; use a solver made for it, or raise max_steps"
         return f"{where} the tolerance limits the step; loosen rtol and atol, or raise max_steps"
 

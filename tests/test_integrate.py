@@ -471,3 +471,17 @@ def test_no_stop_may_be_said_as_none():
     arguments = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
     assert gflow.integrate(*arguments, 1.0, stop=None).status == "success"
     assert gflow.descend(*arguments, 0.1, 3, stop=None).status == "success"
+
+
+def test_a_stop_that_never_comes_is_told_from_a_field_that_breaks():
+    stop = gflow.stop.LossBelow(-1.0)
+    traj = gflow.integrate(
+        Linear(jnp.zeros(1, "float32")),
+        None,
+        np.inf,
+        loss=lambda model, data: 0.5 * jnp.sum(model.w**2),
+        stop=stop,
+        save_at=[1.0],
+        throw=False,
+    )
+    assert traj.status == "nonfinite" and "no stop condition held" in traj.reason
