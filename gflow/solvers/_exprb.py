@@ -334,7 +334,7 @@ class EXPRB42(AbstractFlowSolver):
 
     Dense output is the quartic through the solution at quarters of the step, which the Krylov space gives for
     no gradient. A step may be so long that fast directions die out early in it, where no polynomial follows
-    them: three tenths of the fourth difference of these values count as error as well, entry by entry.
+    them: a tenth of the fourth difference of these values counts as error as well, entry by entry.
 
     Memory: `max_basis` parameter vectors and some 50 more.
 

@@ -10,7 +10,7 @@ from ._linalg import Scalar, Vector
 
 WITHIN = (0.25, 0.5, 0.75)  # of the step, where the solution is known beside the ends
 _NODES = (0.0, *WITHIN, 1.0)
-_BENT = 0.3  # of the fourth difference counts as error, which keeps dense output within the tolerance
+_BENT = 0.1  # of the fourth difference counts as error, which keeps dense output within the tolerance
 
 
 class QuarticInterpolation(dfx.AbstractLocalInterpolation):
