@@ -66,6 +66,15 @@ def test_records_between_steps_are_as_accurate_as_the_end(solver, t_max):
     np.testing.assert_allclose(traj.loss, losses, rtol=1e-4)
 
 
+@pytest.mark.parametrize("solver", [gflow.solvers.EXPRB42(), gflow.solvers.EXPRB43()], ids=name_of)
+def test_what_rests_is_recorded_without_rounding(solver):
+    loss = lambda model, data: 0.5 * jnp.sum((model["w"][:-1] - 2) ** 2)
+    start = np.full(4, 0.1)
+    traj = gflow.integrate({"w": jnp.asarray(start)}, None, 5.0, loss=loss, solver=solver, save_models=True)
+    assert np.all(np.asarray(traj.models["w"])[:, -1] == start[-1])
+    np.testing.assert_allclose(traj.models["w"][:, 0], 2 - 1.9 * np.exp(-traj.t), rtol=1e-4)
+
+
 @EACH
 def test_gradients_are_counted_exactly(solver):
     loss, counted = counting(gflow.losses.Squared())
