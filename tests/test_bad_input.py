@@ -41,6 +41,13 @@ def test_endless_horizon():
     refuses("t_max must be at least one", gflow.compare, MODEL, DATA, learning_rate=0.5, t_max=0.3)
 
 
+def test_arguments_of_the_wrong_kind(unchecked):
+    arguments, function = (gflow.integrate, MODEL, DATA, 1.0), lambda model, data: 3.0
+    refuses("observe must be a sequence.*holds a function", *arguments, observe=function)
+    refuses("stop must be one or several.*holds a function", *arguments, stop=function)
+    refuses("loss must return a real scalar, but returns 3.0", *arguments, loss=function)
+
+
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, np.nan, np.inf])
 def test_tolerances(tolerance):
     refuses("rtol must be a positive", gflow.integrate, MODEL, DATA, 1.0, rtol=tolerance)

@@ -261,16 +261,6 @@ def test_a_loss_that_is_no_mean_is_refused_in_chunks():
         gflow.Problem(Linear(jnp.ones(2)), (x, x[:, 0] + 2, mask), masked, chunk_size=4)
 
 
-def test_arguments_of_the_wrong_kind_are_named(unchecked):
-    problem = (Linear(jnp.zeros(2)), (GOOD_X, GOOD_Y), 1.0)
-    with pytest.raises(ValueError, match="observe must be a sequence.*holds a function"):
-        gflow.integrate(*problem, observe=lambda model, data: 0.0)
-    with pytest.raises(ValueError, match="stop must be one or several.*holds a function"):
-        gflow.integrate(*problem, stop=lambda model, data: 0.0)
-    with pytest.raises(ValueError, match="loss must return a real scalar, but returns 3.0"):
-        gflow.integrate(*problem, loss=lambda model, data: 3.0)
-
-
 def test_the_vector_of_a_tree_holds_its_entries_in_order():
     tree = {"b": jnp.arange(6.0).reshape(2, 3), "a": (jnp.array(7.0), jnp.zeros((0, 2)), -jnp.arange(2.0))}
     flat = _tree.vector(tree)

@@ -128,7 +128,7 @@ class EXPRB43(AbstractFlowSolver):
         y1 = unravel(start + changes[-1])
         f1 = la.field(terms.vf, t1, y1, args)
         after = DenseState(f1, state.gradients + 3 + extra, state.hvps + start.size)
-        dense_info = dict(y0=y0, y1=y1, within=jax.vmap(unravel)(start + changes[:-1]))
+        dense_info = dict(y0=y0, y1=y1, within=jax.vmap(unravel)(changes[:-1]))
         return y1, unravel(rest), dense_info, after, dfx.RESULTS.successful
 
     def rejected(self, before: DenseState, attempted: DenseState) -> DenseState:

@@ -439,7 +439,7 @@ class EXPRB42(AbstractFlowSolver):
             small=k.small[:few, :few],
             kept=jnp.zeros_like(state.kept),
         )
-        dense_info = dict(y0=y0, y1=y1, within=jtu.tree_map(jnp.add, y0, k.within))
+        dense_info = dict(y0=y0, y1=y1, within=k.within)
         return y1, error, dense_info, after, dfx.RESULTS.successful
 
     def rejected(self, before: EXPRBState, attempted: EXPRBState) -> EXPRBState:

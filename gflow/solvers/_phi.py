@@ -46,7 +46,6 @@ def matrix_phis(
     The derivative is that of the matrix function (Daleckii and Krein), which stays finite where
     eigenvalues coincide and those of the eigenvectors do not.
     """
-
     values, vectors = _spectrum(a, size)
     phis = phi(jnp.outer(jnp.asarray(factors, values.dtype), values), 4)[1:]
     if size is None:

@@ -24,7 +24,7 @@ class QuarticInterpolation(dfx.AbstractLocalInterpolation):
     t1: Scalar
     y0: Vector
     y1: Vector
-    within: Vector  # leading axis: at `WITHIN`
+    within: Vector  # leading axis: at `WITHIN`, relative to y0
 
     def evaluate(self, t0, t1=None, left=True):
         """The value at `t0`, or its increment from `t0` to `t1`."""
@@ -36,7 +36,7 @@ class QuarticInterpolation(dfx.AbstractLocalInterpolation):
         *inner, last = (_weight(share, node) for node in _NODES[1:])
 
         def at(y0, within, y1):  # in increments, so that what rests stays as it is, to the last bit
-            change = jnp.tensordot(jnp.stack(inner).astype(y0.dtype), within - y0, axes=1)
+            change = jnp.tensordot(jnp.stack(inner).astype(y0.dtype), within, axes=1)
             return y0 + change + last.astype(y0.dtype) * (y1 - y0)
 
         return jtu.tree_map(at, self.y0, self.within, self.y1)
