@@ -52,6 +52,33 @@ def test_linear_problems_are_solved_exactly(symmetric):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "adjoint, transform",
+    [(diffrax.RecursiveCheckpointAdjoint(), jax.grad), (diffrax.ForwardMode(), jax.jacfwd)],
+    ids=["reverse", "forward"],
+)
+def test_derivatives(symmetric, adjoint, transform):
+    turn = np.array([[0.0, 1.0], [1.0 if symmetric else -1.0, 0.0]])
+    matrix = lambda k: turn - k * np.diag([1.0, 40.0])
+
+    def final(k):
+        field = lambda t, y, args: (turn - k * jnp.diag(jnp.array([1.0, 40.0]))) @ y
+        found = diffrax.diffeqsolve(
+            diffrax.ODETerm(field), EXPRB43(symmetric), 0.0, 1.0, 0.01, jnp.ones(2), adjoint=adjoint,
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-9), max_steps=4096,
+        )  # fmt: skip
+        return found.ys[0, 0]
+
+    places = np.array([0.7, 1.5])
+    exact = [
+        (scipy.linalg.expm_frechet(matrix(k), -np.diag([1.0, 40.0]), compute_expm=False) @ np.ones(2))[0]
+        for k in places
+    ]
+    np.testing.assert_allclose(jax.vmap(transform(final))(jnp.asarray(places)), exact, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_it_has_order_four_also_where_the_field_depends_on_time():
     # y' = cos(t) y² and z' = -z + y, with y = 1 / (2 - sin t)
     field = lambda t, y: {"y": jnp.cos(t) * y["y"] ** 2, "z": jnp.array([2 * jnp.cos(y["y"])])}

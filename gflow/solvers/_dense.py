@@ -46,8 +46,7 @@ class EXPRB43(AbstractFlowSolver):
     of [`EXPRB42`][gflow.solvers.EXPRB42] does.
 
     **Arguments:** `symmetric` promises that the Jacobian is a symmetric matrix, as that of gradient flow is,
-    so that the $\varphi$ functions come from its eigenvalues. Without it there is no reverse-mode derivative
-    through the steps, whose number of matrix products depends on the stiffness.
+    so that the $\varphi$ functions come from its eigenvalues, which is cheaper.
 
     ??? cite "Reference"
 

@@ -6,6 +6,7 @@
 import functools
 from math import factorial
 
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -97,13 +98,17 @@ def _matrix_phis_jvp(factors, primals, tangents):
     return _turned_back(vectors, phis[1:5]), vectors @ (divided * turned) @ vectors.T
 
 
-@jax.default_matmul_precision("highest")
 def general_phi(a):
     """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
 
     With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and
     then `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
     """
+    return _general_phi(a)
+
+
+@jax.default_matmul_precision("highest")
+def _doubled(a, kind):
     one = jnp.eye(a.shape[0], dtype=a.dtype)
     size = jnp.max(jnp.sum(jnp.abs(a), axis=0))
     exponent = jnp.ceil(jnp.log2(jnp.where(jnp.isfinite(size), jnp.maximum(size, 0.5), 0.5))) + 1
@@ -115,11 +120,21 @@ def general_phi(a):
     for k in range(3, -1, -1):
         phis.insert(0, one / factorial(k) + small @ phis[0])
 
-    def double(_, phis):
+    def double(carry):
+        count, phis = carry
         sums = [
             sum((phis[j] / factorial(k - j) for j in range(1, k + 1)), jnp.zeros_like(a)) for k in range(1, 5)
         ]
         later = [(phis[0] @ phis[k] + sums[k - 1]) / 2**k for k in range(1, 5)]
-        return jnp.stack([phis[0] @ phis[0], *later])
+        return count + 1, jnp.stack([phis[0] @ phis[0], *later])
 
-    return jax.lax.fori_loop(0, exponent.astype(int), double, jnp.stack(phis))[1:]
+    most = jnp.finfo(a.dtype).maxexp + 1
+    start = jnp.zeros((), jnp.int32), jnp.stack(phis)
+    going_on = lambda carry: carry[0] < exponent.astype(int)
+    _, phis = eqxi.while_loop(going_on, double, start, max_steps=most, kind=kind)
+    return phis[1:]
+
+
+# The cheap loop for the value; derivatives go through a bounded loop, which has both modes.
+_general_phi = jax.custom_jvp(functools.partial(_doubled, kind="lax"))
+_general_phi.defjvp(lambda a, da: jax.jvp(functools.partial(_doubled, kind="bounded"), a, da))
