@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from gflow import _tree
 from gflow._descend import descent_run
 from gflow._integrate import flow_run
-from gflow._numbers import Real, count, is_number, positive
+from gflow._numbers import Real, count, is_number, positive, refuse_traced
 from gflow._problem import Problem
 from gflow._trajectory import FlowError, Trajectory
 from gflow.observe import (
@@ -144,6 +144,7 @@ def compare(
     runs fails. The error carries that run as `trajectory`, and with `throw=False` the comparison up to
     there is returned.
     """
+    refuse_traced("compare", model=model, data=data, learning_rate=learning_rate, t_max=t_max, loss=loss)
     problem = Problem(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     rate = positive("learning_rate", learning_rate, "learning rate", problem.dtype)
     t_max = positive("t_max", t_max, "time", problem.dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key, PyTree
 from gflow._descent_path import BUFFER, BUFFER_OF_MANY, DescentPath
 from gflow._ensemble import EnsembleRun
 from gflow._members import split
-from gflow._numbers import Real, count, is_number, positive
+from gflow._numbers import Real, count, is_number, positive, refuse_traced
 from gflow._problem import Problem
 from gflow._stepper import Run
 from gflow._trajectory import Trajectory
@@ -75,6 +75,8 @@ def descend(
     trajectory) if the run fails: "diverged" or "nonfinite". Ctrl-C returns the partial trajectory with
     status "interrupted".
     """
+    rates = dict(optimizer=optimizer, learning_rate=learning_rate)
+    refuse_traced("descend", model=model, data=data, loss=loss, **rates)
     if ensemble:
         problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     else:

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from gflow._ensemble import EnsembleRun
 from gflow._flow_path import FlowPath
 from gflow._members import split
-from gflow._numbers import Real, count, is_number, positive
+from gflow._numbers import Real, count, is_number, positive, refuse_traced
 from gflow._path import AbstractPath
 from gflow._problem import Problem
 from gflow._stepper import Run
@@ -121,6 +121,7 @@ def integrate(
     **Raises:** `ValueError` for arguments that make no sense, [`gflow.FlowError`][] (carrying the partial
     trajectory) if the run fails. Ctrl-C returns the partial trajectory with status "interrupted".
     """
+    refuse_traced("integrate", model=model, data=data, t_max=t_max, loss=loss)
     if ensemble:
         problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     else:

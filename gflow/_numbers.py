@@ -1,4 +1,4 @@
-"""Checks of the numbers among the arguments."""
+"""Checks of the numbers among the arguments: that they have a value, and which."""
 
 import math
 from typing import Any
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
+
+from gflow import _tree
 
 Real = float | int | np.number | Num[Array, ""] | Num[np.ndarray, ""]
 
@@ -26,6 +28,17 @@ def positive(name: str, value: Any, meaning: str, dtype: np.dtype) -> float:
         in_dtype = f" in {dtype}" if 0 < number < math.inf else ""
         raise ValueError(f"{name} must be a positive finite {meaning}{in_dtype}, but {value!r} came.")
     return number
+
+
+def refuse_traced(verb: str, **arguments: Any) -> None:
+    """A `ValueError` if a verb is called where a number among its arguments has no value yet."""
+    for name, value in arguments.items():
+        if _tree.is_traced(value):
+            raise ValueError(
+                f"{name} must hold numbers, but came without values from inside jax.jit, jax.vmap or "
+                f"jax.grad; call {verb} outside of them: for many models at once with ensemble=True, and for "
+                "derivatives solve gflow.flows.GradientFlow().term(problem) with diffrax.diffeqsolve."
+            )
 
 
 def count(name: str, value: Any) -> int:

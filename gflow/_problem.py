@@ -70,10 +70,11 @@ class Problem(eqx.Module):
             loss = losses.default_loss(output, target) if loss is None else loss
             if not _tree.is_traced(self.data):
                 loss.check(output, np.asarray(self.data[1]))
-        elif not callable(loss):
+        elif not callable(loss) or isinstance(loss, type):
             raise ValueError(
                 f"loss must be one of gflow.losses or a callable (model, data) -> scalar, but "
-                f"{type(loss).__name__} came; for example loss=gflow.losses.Squared()."
+                f"{loss if callable(loss) else type(loss).__name__} came; for example "
+                "loss=gflow.losses.Squared()."
             )
         self.loss = loss
         if self.chunk_size is not None:
@@ -187,7 +188,14 @@ class Problem(eqx.Module):
 
 def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
     """The parameters, checked, and the rest of the model."""
-    params, frozen = _tree.partition(model, trainable)
+    try:
+        params, frozen = _tree.partition(model, trainable)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "trainable must be a function that takes any leaf of model, also one that is no array, and "
+            "returns a boolean, or a PyTree of booleans that is a prefix of model, but "
+            f"{type(error).__name__} came of {trainable!r}: {str(error).splitlines()[0]}"
+        ) from error
     named = jtu.tree_leaves_with_path(params)
     if sum(leaf.size for _, leaf in named) == 0:
         raise ValueError(

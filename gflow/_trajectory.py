@@ -242,6 +242,11 @@ def write_archive(
         "dtypes": {name: str(value.dtype) for name, value in host.items()},
     }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"path must lie in a folder that exists, but there is no {str(path.parent)!r}; make it, or give "
+            "another path."
+        )
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(descriptor, "wb") as file:

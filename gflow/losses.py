@@ -193,6 +193,11 @@ def default_loss(output: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> 
     """
     if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == output.shape:
         return Squared()
+    if jnp.issubdtype(target.dtype, jnp.floating) and target.shape == () and output.shape == (1,):
+        raise ValueError(
+            "y must have one entry per output for the squared error, shape (n, 1), but has shape (n,) with a "
+            "model whose output on one example has shape (1,); pass y[:, None], or another loss."
+        )
     several = len(output.shape) == 1 and output.shape[0] >= 2
     if jnp.issubdtype(target.dtype, jnp.integer) and several and target.shape == ():
         return CrossEntropy()

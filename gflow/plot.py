@@ -49,7 +49,14 @@ def comparison(both: Comparison) -> "Figure":
     vertical lines where they occur.
 
     **Returns:** the matplotlib figure; `figure.savefig("picture.pdf")` writes it.
+
+    **Raises:** `ValueError` for anything but a comparison.
     """
+    if not isinstance(both, Comparison):
+        raise ValueError(
+            f"both must be what gflow.compare returns, but a {type(both).__name__} came; a single run is "
+            "drawn by gflow.plot.trajectory."
+        )
     preconditioned = both.quantity != "sharpness"
     figure, (loss, sharpness, *other, distance) = _stack(3 + preconditioned)
     for path, style, label in (
@@ -103,12 +110,15 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
 
     **Returns:** the matplotlib figure.
 
-    **Raises:** what [`gflow.stability.edge`][] raises; `ValueError` if there is no run.
+    **Raises:** what [`gflow.stability.edge`][] raises; `ValueError` if there is no run, or no dictionary.
     """
     import matplotlib.pyplot as plt
 
-    if not runs:
-        raise ValueError("runs must hold at least one pair (trajectory, optimizer), but is empty.")
+    if not isinstance(runs, Mapping) or not runs:
+        raise ValueError(
+            "runs must be a dictionary from titles to pairs (trajectory, optimizer), with at least one, but "
+            f"{'an empty one' if isinstance(runs, Mapping) else f'a {type(runs).__name__}'} came."
+        )
     figure, rows = plt.subplots(
         len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.6 * len(runs)), layout="constrained"
     )
@@ -159,6 +169,11 @@ def trajectory(path: Trajectory, names: Sequence[str] | None = None) -> "Figure"
     **Raises:** `ValueError` if a name was not recorded or its rows are neither numbers nor vectors, and for
     the trajectory of an ensemble.
     """
+    if not isinstance(path, Trajectory):
+        raise ValueError(
+            "path must be what gflow.integrate or gflow.descend returns, or the flow or descent of a "
+            f"comparison, but a {type(path).__name__} came."
+        )
     if path.statuses is not None:
         raise ValueError(
             "path must be the trajectory of a single run, but is that of an ensemble of "

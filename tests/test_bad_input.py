@@ -46,6 +46,45 @@ def test_arguments_of_the_wrong_kind(unchecked):
     refuses("observe must be a sequence.*holds a function", *arguments, observe=function)
     refuses("stop must be one or several.*holds a function", *arguments, stop=function)
     refuses("loss must return a real scalar, but returns 3.0", *arguments, loss=function)
+    refuses("loss must be one of gflow.losses.*Squared", *arguments, loss=gflow.losses.Squared)
+    refuses("both must be what gflow.compare returns, but a float", gflow.plot.comparison, 1.0)
+    refuses("runs must be a dictionary.*a list came", gflow.plot.edge, [])
+    refuses("runs must be a dictionary.*empty one came", gflow.plot.edge, {})
+    refuses("path must be what gflow.integrate", gflow.plot.trajectory, 1.0)
+
+
+@pytest.mark.parametrize(
+    "trainable", [{"w": True}, "w", lambda leaf: leaf.no_such_attribute > 1], ids=["tree", "string", "lambda"]
+)
+def test_trainable_of_the_wrong_kind(trainable):
+    refuses("trainable must be a function.* came of", gflow.Problem, MODEL, DATA, trainable=trainable)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_verbs_within_transformations(transform):
+    three = jnp.ones(3) if transform is jax.vmap else 1.0
+    wrap = lambda x: (jnp.full((1, 1), x), np.ones(1))
+    hint = "from inside jax.jit.*ensemble=True.*diffeqsolve"
+    for name, call in [
+        ("data", lambda x: gflow.integrate(MODEL, wrap(x), 1.0)),
+        ("data", lambda x: gflow.compare(MODEL, wrap(x), learning_rate=0.1, t_max=1.0)),
+        ("model", lambda x: gflow.integrate(Linear(x[None]), DATA, 1.0)),
+        ("t_max", lambda x: gflow.integrate(MODEL, DATA, x)),
+        ("optimizer", lambda x: gflow.descend(MODEL, DATA, x, 3)),
+    ]:
+        loss = lambda x, call=call: jnp.sum(call(x).loss)
+        refuses(f"{name} must hold numbers.*{hint}", transform(loss), three)
+
+
+def test_targets_without_the_axis_of_a_single_output():
+    network = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+    refuses(r"y must have one entry per output.*y\[:, None\]", gflow.Problem, network, DATA)
+
+
+def test_a_file_in_a_folder_that_is_missing(tmp_path):
+    path = gflow.integrate(MODEL, DATA, 1.0, save_at=2)
+    with pytest.raises(FileNotFoundError, match="path must lie in a folder that exists"):
+        path.save(tmp_path / "none" / "run")
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, np.nan, np.inf])
