@@ -57,8 +57,10 @@ def descend(
     - `steps`: how many steps to make.
     - `learning_rate`: what a step of an optax transformation is worth in flow time, t = learning_rate · k;
         by default t = k. For plain gradient descent, also as `gflow.stability.GradientDescent`, it is η.
-    - `minibatch`: the number of examples per step of stochastic descent; by default all of them. Records
-        and stop conditions are always on all data, stop conditions only where a record is due.
+    - `minibatch`: the number of examples per step of stochastic descent; by default all of them. A
+        step takes the loss of these alone, which is the one to follow on average if it is a mean over
+        examples. Records and stop conditions are always on all data, stop conditions only where a record is
+        due.
     - `replace`: whether mini-batches are drawn with replacement, independently at each step; by default
         they run through one random permutation of the data after another (what is left over when
         `minibatch` doesn't divide the number of examples is left out of that epoch).

@@ -11,6 +11,7 @@ from systems import counting, tanh_network
 import gflow
 from gflow.solvers import EXPRB43
 from gflow.solvers._phi import general_phi
+from gflow.solvers._quintic import WITHIN, QuinticInterpolation, with_bend
 
 
 def solve(field, y0, t1, solver, dt0=None, rtol=1e-6):
@@ -103,3 +104,30 @@ def test_gradients_and_products_are_counted():
     assert traj.stats["gradients"] <= counted[0] <= traj.stats["gradients"] + 2 * traj.stats["steps"]
     exact = gflow.integrate(*network, 20.0, solver=diffrax.Dopri8(), rtol=1e-11, atol=1e-13, save_at=2)
     assert traj.loss[-1] == pytest.approx(exact.loss[-1], rel=1e-3)
+
+
+def test_dense_output_is_the_quintic_through_six_values():
+    random = np.random.default_rng(0)
+    nodes = np.array([0.0, *WITHIN, 1.0])
+    values = random.normal(size=(6, 3))
+    fitted = np.stack([np.polyfit(nodes, column, 5) for column in values.T])
+    output = QuinticInterpolation(
+        t0=jnp.array(2.0), t1=jnp.array(2.5), y0=jnp.asarray(values[0]), y1=jnp.asarray(values[-1]),
+        within=jnp.asarray(values[1:-1] - values[0]),
+    )  # fmt: skip
+    for share in (0.0, 0.03, 0.4, 0.9, 1.0):
+        exact = [np.polyval(row, share) for row in fitted]
+        np.testing.assert_allclose(output.evaluate(2.0 + share / 2), exact, atol=1e-12)
+    increment = [np.polyval(row, 0.8) - np.polyval(row, 0.2) for row in fitted]
+    np.testing.assert_allclose(output.evaluate(2.1, 2.4), increment, atol=1e-12)
+
+
+def test_what_a_quartic_misses_counts_as_error():
+    random = np.random.default_rng(0)
+    nodes = np.array([0.0, *WITHIN, 1.0])
+    quartic = np.polyval(random.normal(size=5), nodes)
+    decay = np.exp(-15 * nodes)
+    missed = decay[1] - np.polyval(np.polyfit(np.delete(nodes, 1), np.delete(decay, 1), 4), nodes[1])
+    values = np.stack([quartic, decay, decay], axis=1)
+    found = with_bend(jnp.array([1e-6, 1e-6, -2.0]), jnp.asarray(values[1:] - values[0]))
+    np.testing.assert_allclose(found, [1e-6, 0.3 * missed, -2.0], rtol=1e-9)

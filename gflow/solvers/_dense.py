@@ -14,7 +14,7 @@ from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Vector
 from ._phi import general_phi, matrix_phis
-from ._quartic import WITHIN, QuarticInterpolation, with_bend
+from ._quintic import WITHIN, QuinticInterpolation, with_bend
 
 
 class DenseState(eqx.Module):
@@ -42,8 +42,7 @@ class EXPRB43(AbstractFlowSolver):
     For a few hundred unknowns at most: a step costs 3 gradients and as many products with the Jacobian as
     there are unknowns, the $\varphi$ functions of a matrix, and memory for some ten matrices. In return the
     number of steps hardly depends on the stiffness, nor on the horizon once the solution has become straight.
-    Dense output is the quartic through the solution at quarters of the step, and counts in the error as that
-    of [`EXPRB42`][gflow.solvers.EXPRB42] does.
+    Dense output is that of [`EXPRB42`][gflow.solvers.EXPRB42], and counts in the error as it does there.
 
     **Arguments:** `symmetric` promises that the Jacobian is a symmetric matrix, as that of gradient flow is,
     so that the $\varphi$ functions come from its eigenvalues, which is cheaper.
@@ -57,7 +56,7 @@ class EXPRB43(AbstractFlowSolver):
     symmetric: bool = eqx.field(static=True, default=False)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = QuarticInterpolation
+    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = QuinticInterpolation
 
     def order(self, terms):
         """4"""

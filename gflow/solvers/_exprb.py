@@ -19,7 +19,7 @@ from . import _linalg as la
 from ._abstract import AbstractFlowSolver
 from ._linalg import Scalar, Vector
 from ._phi import matrix_phis, phi
-from ._quartic import WITHIN, QuarticInterpolation, with_bend
+from ._quintic import WITHIN, QuinticInterpolation, with_bend
 
 _STAGE = 0.75  # of the step, where the remainder is evaluated: the only place where one is enough for order 4
 _AT = WITHIN.index(_STAGE)
@@ -52,7 +52,7 @@ class _Krylov(eqx.Module):
     beta: Scalar
     following: Vector  # next basis vector
     size: Int[Array, ""]
-    phis: Float[Array, "4 4 m m"]  # of the steps to `WITHIN`, and of the whole one
+    phis: Float[Array, "4 5 m m"]  # of the steps to `WITHIN`, and of the whole one
     rest: Vector  # error estimate
     remainder: Vector  # of the linearisation, at the end point
     within: Vector  # leading axis: the solution at `WITHIN`, relative to y0
@@ -332,9 +332,10 @@ class EXPRB42(AbstractFlowSolver):
     `rtol` and `atol` should be those of the step size controller.
     A stepper that calls `rejected` retries a step with the first vectors of the attempt, up to eight.
 
-    Dense output is the quartic through the solution at quarters of the step, which the Krylov space gives for
-    no gradient. A step may be so long that fast directions die out early in it, where no polynomial follows
-    them: a tenth of the fourth difference of these values counts as error as well, entry by entry.
+    Dense output is the quintic through the solution at both ends of the step and at four times within, which
+    the Krylov space gives for no gradient. A step may be so long that fast directions die out early in it,
+    where no polynomial follows them: three tenths of what the quartic without the first of these times
+    misses there counts as error as well, entry by entry.
 
     Memory: `max_basis` parameter vectors and some 50 more.
 
@@ -361,7 +362,7 @@ class EXPRB42(AbstractFlowSolver):
     accuracy: float = eqx.field(static=True, default=0.5)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = QuarticInterpolation
+    interpolation_cls: ClassVar[Callable[..., dfx.AbstractLocalInterpolation]] = QuinticInterpolation
 
     def __check_init__(self):
         if self.max_basis < 2:
