@@ -247,11 +247,12 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-6) for _ in range(2)]
     path = runs[0].path
     advance, state = eqx.filter_jit(type(path).advance), path.start()
-    for _ in range(4):
+    changed = False
+    while not changed:  # at the first place where it would change
         state = advance(path, state, jnp.asarray(60.0), jnp.asarray(8))
-        if int(state.steps) < 32:
-            assert all(run.switch.review(state)[1] is state for run in runs)
-    assert type(runs[0].switch.review(state)[0].solver) is gflow.solvers.RKC3
+        after, _ = runs[0].switch.review(state)
+        changed = type(after.solver) is gflow.solvers.RKC3
+        assert changed or runs[1].switch.review(state)[1] is state
     state = eqx.tree_at(lambda s: s.solver_state.small, state, state.solver_state.small * jnp.nan)
     path, after = runs[1].switch.review(state)
     assert type(path.solver) is gflow.solvers.EXPRB42 and after is state

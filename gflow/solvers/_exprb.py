@@ -334,8 +334,8 @@ class EXPRB42(AbstractFlowSolver):
 
     Dense output is the quintic through the solution at both ends of the step and at four times within, which
     the Krylov space gives for no gradient. A step may be so long that fast directions die out early in it,
-    where no polynomial follows them: three tenths of what the quartic without the first of these times
-    misses there counts as error as well, entry by entry.
+    where no polynomial follows them: what the quartic without the first of these times misses there counts
+    as error as well, entry by entry.
 
     Memory: `max_basis` parameter vectors and some 50 more.
 

@@ -10,7 +10,6 @@ from ._linalg import Scalar, Vector
 
 WITHIN = (0.1, 0.25, 0.5, 0.75)  # of the step, where the solution is known beside the ends
 _CHECK, *_OTHERS = WITHIN
-_BENT = 0.3  # of what the quartic without the first of them misses there counts as error
 
 
 class QuinticInterpolation(dfx.AbstractLocalInterpolation):
@@ -45,14 +44,14 @@ class QuinticInterpolation(dfx.AbstractLocalInterpolation):
 def with_bend(error: Array, values: Array) -> Array:
     """An error estimate in which that of dense output counts, entry by entry.
 
-    The values, at `WITHIN` and the end, come relative to the start. The first lies where the quartic through
-    the others is wrong by nearly the most, for what grows or decays by any factor up to exp(20) in the step:
-    what it misses there is an error that may not be large, and the quintic's is smaller. What decays faster
-    it may miss elsewhere by up to two and a half times as much.
+    The values, at `WITHIN` and the end, come relative to the start. What the quartic through the others
+    misses at the first counts: there it is wrong by nearly the most where something decays by up to exp(-50)
+    in the step, and the quintic's error is smaller. What decays faster the quintic may miss by two and a half
+    times as much.
     """
     first, *others = values
     guess = sum(w * value for w, value in zip(_weights((*_OTHERS, 1.0), _CHECK), others, strict=True))
-    bend = _BENT * (first - guess)
+    bend = first - guess
     return jnp.where(jnp.abs(bend) > jnp.abs(error), bend, error)
 
 
