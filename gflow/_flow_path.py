@@ -1,5 +1,7 @@
 """A flow as a path: diffrax's own stepping calls in one compiled loop."""
 
+import dataclasses
+
 import diffrax
 import equinox as eqx
 import jax
@@ -104,7 +106,7 @@ class FlowPath(AbstractPath):
             params=params,
             mark_before=mark,
             mark=mark,
-            dense=self.no_dense(params, solver_state),
+            dense=self._no_dense(params, solver_state),
             solver_state=solver_state,
             controller_state=controller_state,
             made_jump=self._no_jump(),
@@ -120,7 +122,23 @@ class FlowPath(AbstractPath):
         )
         return _tree.as_arrays(state)
 
-    def no_dense(self, params: Float[Array, " P"], solver_state: PyTree) -> PyTree:
+    def entered(self, state: FlowState, solver_state: PyTree, step: float) -> FlowState:
+        """What another solver has left, with a state of this one's and its first step."""
+        t_next = jnp.minimum(state.t + jnp.asarray(step, state.t.dtype), self.t_max)
+        term, func, order = self._term(), self.solver.func, self.solver.error_order(self._term())
+        _, fresh = self.controller.init(
+            term, state.t, self.t_max, state.params, t_next - state.t, None, func, order
+        )
+        return dataclasses.replace(
+            state,
+            t_next=t_next,
+            solver_state=solver_state,
+            controller_state=_tree.as_arrays(fresh),  # which knows no error of this method
+            dense=self._no_dense(state.params, solver_state),  # the last step is over
+            made_jump=self._no_jump(),
+        )
+
+    def _no_dense(self, params: Float[Array, " P"], solver_state: PyTree) -> PyTree:
         """Zeros in the place of what interpolates a step, before there is one."""
         zero = jnp.zeros((), self.t_max.dtype)
         _, _, dense, _, _ = eqx.filter_eval_shape(
@@ -462,15 +480,19 @@ class FlowPath(AbstractPath):
     def _name(self) -> str:
         return type(self.solver).__name__
 
-    def stats(self, state):
-        """Attempted steps, and gradients as far as the solver's stages tell them."""
-        steps, rejected = int(state.steps), int(state.rejected)
+    def spent(self, state: FlowState) -> int | None:
+        """Gradients of the solver, `None` if its stages don't tell them."""
+        if isinstance(self.solver, AbstractFlowSolver):
+            return int(state.solver_state.gradients)
         per_step, at_start = gradients(self.solver)
         at_start *= 1 + int(state.rejected_first)  # what a rejected first step began with is computed again
-        if isinstance(self.solver, AbstractFlowSolver):
-            per_step, at_start = 0, int(state.solver_state.gradients)
-        elif isinstance(self.controller, Predictive) and self.dt0 is None:
+        if isinstance(self.controller, Predictive) and self.dt0 is None:
             at_start += 1
+        return None if per_step is None else per_step * int(state.steps) + at_start
+
+    def stats(self, state):
+        """Attempted steps, and gradients as far as the solver's stages tell them."""
+        steps, rejected, spent = int(state.steps), int(state.rejected), self.spent(state)
         watching = self.watch.gradients() * (steps - rejected + 1)
         marks = 0 if self.plain else steps + 1
         hvps = int(getattr(state.solver_state, "hvps", 0)) + (marks if self.clock.curves else 0)
@@ -479,7 +501,7 @@ class FlowPath(AbstractPath):
             "solver_reason": self.reason,
             "steps": steps,
             "rejected": rejected,
-            "gradients": None if per_step is None else per_step * steps + at_start + watching + marks,
+            "gradients": None if spent is None else spent + watching + marks,
             "hvps": int(state.watch_hvps) + hvps,
             "radius_gradients": int(getattr(state.solver_state, "radius_gradients", 0)),
         }

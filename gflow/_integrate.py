@@ -1,5 +1,6 @@
 """Gradient flow, integrated with error control."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -253,8 +254,15 @@ def flow_run(
         max_steps=most if max_steps is None else count("max_steps", max_steps),
         progress=progress,
         checkpoint=checkpoint,
-        switch=None if rival is None else Switch(path, rival, rtol, atol),
+        switch=None if rival is None else Switch(path, _with_solver(path, rival, rtol, atol)),
     )
+
+
+def _with_solver(path: FlowPath, solver: AbstractFlowSolver, rtol: Real, atol: Real) -> FlowPath:
+    """The same path with another solver and its controller."""
+    inner = solver.tolerances(rtol, atol)
+    controller = _with_arrays(Predictive(*inner), path.problem.dtype).wrap(1)
+    return dataclasses.replace(path, solver=solver.prepared(*inner), controller=controller)
 
 
 def _with_arrays(

@@ -1,50 +1,64 @@
 """From one solver to another in the midst of a run, by what they cost per unit of time."""
 
-import dataclasses
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array
 
+from gflow import _tree
 from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
-from gflow.solvers import EXPRB42, RKC3, Predictive
+from gflow.solvers import EXPRB42, RKC3
+from gflow.solvers._kinks import has_kinks
 
 _EVERY = 16  # attempted steps, at the least, over which a cost is measured
+_DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
+
+# From EXPRB42
 _FEW = 12.0  # gradients per step, below which Krylov spaces are too small to know the radius from
 _STEPS = 1.8  # steps of RKC3 that are together as accurate as one of EXPRB42
 _FULL = 0.5  # of the largest Krylov space: with so many gradients per step many of the spaces are full
-_DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
 _WORTH = 100  # gradients that a change must save, because the first steps of RKC3, short ones, cost so many
 _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
 
+# From Tsit5
+_UNSTABLE = 2.5  # hρ from which on stability limits its steps, and not the error; it is stable up to 3.3
+_LONG = 10_000  # gradients ahead for which compiling RKC3 pays; before, it takes as long as they do
+
 
 class Switch(AbstractSwitch):
-    """A run begins with `gflow.solvers.EXPRB42` and goes on with `gflow.solvers.RKC3` where that pays.
+    """A run begins with one solver and goes on with `gflow.solvers.RKC3` where that pays.
 
-    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`; ρ is the radius of the last
-    Krylov space. Where an accepted step of EXPRB42 takes more gradients, rejections included, than equally
-    accurate steps of RKC3 would, which are shorter, no few eigenvalues stand apart. Then the run changes to
-    RKC3, which is compiled only then, if enough lies ahead to pay for its first steps. Where many Krylov
-    spaces are full it is they that limit the steps, and not the error, so that those of RKC3 need not be
-    shorter. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
+    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`, ρ the spectral radius, which
+    both solvers that a run may begin with give for nothing.
 
-    When this is asked depends on the steps alone, so that what is recorded doesn't change the path.
+    `gflow.solvers.EXPRB42` has it from the last Krylov space. Where an accepted step takes more gradients,
+    rejections included, than equally accurate steps of RKC3 would, which are shorter, no few eigenvalues
+    stand apart. Then the run changes, if enough lies ahead to pay for the first steps of RKC3. Where many
+    Krylov spaces are full it is they that limit the steps, and not the error, so that those of RKC3 need not
+    be shorter.
+
+    `diffrax.Tsit5` has it from its last two stages, which lie close to each other in all but stiff directions
+    (Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.2). Where hρ shows that
+    stability limits the step, RKC3 takes it with half of the gradients, and longer ones with still less. Not
+    so where the loss has kinks, which it resolves with tiny steps; they are looked for only then.
+
+    RKC3 is compiled only when its turn comes. If it then costs a third more per unit of time than what it
+    replaced, the run changes back. When this is asked depends on the steps alone, so that what is recorded
+    doesn't change the path.
     """
 
-    def __init__(self, path: FlowPath, rival: RKC3, rtol: Any, atol: Any):
-        inner = rival.tolerances(rtol, atol)
-        controller = eqx.tree_at(lambda c: (c.rtol, c.atol), path.controller, tuple(map(jnp.asarray, inner)))
-        assert isinstance(path.solver, EXPRB42) and isinstance(controller, Predictive)
-        self._largest = path.solver.max_basis
-        self._paths = path, dataclasses.replace(path, solver=rival.prepared(*inner), controller=controller)
+    def __init__(self, path: FlowPath, rival: FlowPath):
+        self._paths = path, rival
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
             "next": _EVERY,
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
             "rate": 0.0,  # gradients per unit of time before the last change
+            "uncounted": 0,  # gradients that the present solver doesn't know of
             "changes": [],  # in words
         }
 
@@ -60,82 +74,123 @@ class Switch(AbstractSwitch):
         """Path and form of the state to go on from `memory`; `state` is that of the start."""
         self.memory = memory
         path = self._path_of(memory)
-        return path, state if path is self._paths[0] else _entered(path, state, 0.0)
+        return path, state if path is self._paths[0] else _entered(path, self._paths[0], state, 0.0, 0)
 
     def review(self, state: FlowState) -> tuple[FlowPath, FlowState]:
         """The path with which to go on, and its state."""
-        memory, step = self._judged(state)
+        memory, state = self._judged(state)
         path = self._path_of(memory)
-        if step is not None:
-            state = _entered(path, state, step)
         self.memory = memory  # last, because Ctrl-C may come before, and a checkpoint holds both
         return path, state
 
-    def _judged(self, state: FlowState) -> tuple[dict[str, Any], float | None]:
-        """What is known after a review, and the first step of the other solver, if the run is to change."""
-        memory, krylov = dict(self.memory), isinstance(self._path_of(self.memory).solver, EXPRB42)
-        seen = (state.t, state.steps, state.rejected, state.solver_state.gradients)
-        now = [x.item() for x in jax.device_get(seen)]
+    def _judged(self, state: FlowState) -> tuple[dict[str, Any], FlowState]:
+        """What is known after a review, and the state, of the other solver if the run is to change."""
+        memory, path = dict(self.memory), self._path_of(self.memory)
+        now = [*(x.item() for x in jax.device_get((state.t, state.steps, state.rejected)))]
+        now.append(path.spent(state) + memory["uncounted"])
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
         memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
         begins = memory.pop("begins", False)  # the first steps are no measure
         if begins or steps == rejected:
-            return memory, None
+            return memory, state
+        first = path is self._paths[0]
         step, cost = time / (steps - rejected), gradients / (steps - rejected)
-        if krylov:
-            if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
-                return memory, None
-            # where full spaces limit the step, and not the error, RKC3's can be as long
-            shorter = _STEPS if cost < _FULL * self._largest else 1.0
-            stages = float(np.sqrt(1 + 1.84 * step / shorter * _radius(state)[0]))
-            ahead = (float(self._paths[0].t_max) - now[0]) / step  # steps
-            if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
-                return memory, None
-            why = (
-                f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
-            )
-            step *= _BEGIN
+        if first:
+            ahead = (float(path.t_max) - now[0]) / step  # steps
+            judge = _against_krylov if isinstance(path.solver, EXPRB42) else _against_explicit
+            found = judge(path, state, step, cost, ahead)
         elif gradients / time >= _DEARER * memory["rate"]:
-            why = "EXPRB42 again, because RKC3 became dearer than that was"
+            name = type(self._paths[0].solver).__name__
+            found = f"{name} again, because RKC3 became dearer than that was", step
         else:
-            return memory, None
+            found = None
+        if found is None:
+            return memory, state
+        why, step = found
         memory["rate"] = gradients / time
         memory["begins"] = True
-        # RKC3 first has to wear off what Krylov spaces left in stiff directions, with short steps
-        memory["next"] = now[1] + (2 if krylov else 1) * _EVERY
+        # RKC3 first has to wear off what the other solver left in stiff directions, with short steps; and
+        # what didn't pay isn't tried again soon
+        memory["next"] = now[1] + 2 * _EVERY if first else 2 * now[1]
         memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
-        return memory, step
+        other = self._path_of(memory)
+        after = _entered(other, path, state, step, now[3])
+        memory["uncounted"] = now[3] - other.spent(after)
+        return memory, after
 
     def told(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The statistics, with all solvers and the reasons of each change."""
         changes = self.memory["changes"]
         names = [type(self._paths[i % 2].solver).__name__ for i in range(len(changes) + 1)]
         reason = "; ".join([stats["solver_reason"], *changes])
-        return stats | {"solver": ", then ".join(names), "solver_reason": reason}
+        gradients = stats["gradients"] + self.memory["uncounted"]
+        return stats | {"solver": ", then ".join(names), "solver_reason": reason, "gradients": gradients}
 
 
-def _radius(state: FlowState) -> tuple[float, np.ndarray]:
-    """The largest Ritz value of the last Krylov space, and its vector in the basis."""
+Found = tuple[str, float] | None  # why to change to RKC3, and its first step
+
+
+def _against_krylov(path: FlowPath, state: FlowState, step: float, cost: float, ahead: float) -> Found:
+    """Whether RKC3 would take fewer gradients than Krylov spaces do, which cost so many per step."""
+    assert isinstance(path.solver, EXPRB42)
+    if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+        return None
+    # where full spaces limit the step, and not the error, RKC3's can be as long
+    shorter = _STEPS if cost < _FULL * path.solver.max_basis else 1.0
+    stages = float(np.sqrt(1 + 1.84 * step / shorter * _ritz(state)[0]))
+    if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
+        return None
+    why = f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
+    return why, _BEGIN * step
+
+
+def _against_explicit(path: FlowPath, state: FlowState, step: float, cost: float, ahead: float) -> Found:
+    """Whether stability limits the steps of an explicit method, and many lie ahead."""
+    if ahead * cost < _LONG:
+        return None
+    radius = float(_of_stages(path.solver, state)[0])
+    if not step * radius >= _UNSTABLE or has_kinks(path.problem.value, path.problem.params):
+        return None
+    limit = f"steps of about {step:.3g} times the sharpness {radius:.3g} are {step * radius:.2g}"
+    return f"RKC3, because {limit}, where stability limits them", step
+
+
+def _ritz(state: FlowState) -> tuple[float, Array]:
+    """The largest Ritz value of the last Krylov space, and its vector."""
     known = state.solver_state
     values, vectors = np.linalg.eigh(np.asarray(known.small))  # zero beyond the space
     largest = int(np.argmax(np.abs(values)))
-    return float(np.abs(values[largest])), vectors[:, largest]
+    weights = vectors[:, largest].astype(known.first.dtype)
+    vector = jnp.tensordot(weights, known.first, axes=1, precision="highest")
+    return float(np.abs(values[largest])), vector
 
 
-def _entered(path: FlowPath, state: FlowState, step: float) -> FlowState:
-    """The state of `path` where that of a path with the other solver stands."""
-    before, solver = state.solver_state, path.solver
+@eqx.filter_jit
+def _of_stages(solver: diffrax.AbstractSolver, state: FlowState) -> tuple[Array, Array]:
+    """The spectral radius by the last two stages of the last step, and the unit vector between them."""
+    assert isinstance(solver, diffrax.Tsit5)
+    *_, before, last = solver.tableau.a_lower
+    slopes = state.dense["k"]  # times the step
+    stage = lambda row: jnp.tensordot(
+        row.astype(slopes.dtype), slopes[: len(row)], axes=1, precision="highest"
+    )
+    apart = stage(last) - stage(before)
+    length = _tree.norm(apart)
+    length = jnp.where(length > 0, length, 1)
+    step = state.t - state.t_before
+    return _tree.norm(slopes[-1] - slopes[-2]) / length / jnp.where(step > 0, step, 1), apart / length
+
+
+def _entered(path: FlowPath, left: FlowPath, state: FlowState, step: float, gradients: int) -> FlowState:
+    """The state of `path` where that of the path that is `left` stands, after so many gradients."""
+    before, solver, count = state.solver_state, path.solver, jnp.asarray(gradients, jnp.int32)
     if isinstance(solver, EXPRB42):
-        after = solver.begun(state.params, before.f0, before.gradients)
+        after = solver.begun(state.params, before.f0, count)
+    elif isinstance(solver, RKC3) and isinstance(left.solver, EXPRB42):
+        after = solver.begun(state.t, state.params, before.f0, count, *_ritz(state))
+    elif isinstance(solver, RKC3):
+        _, f0 = before
+        after = solver.begun(state.t, state.params, f0, count, *_of_stages(left.solver, state))
     else:
-        assert isinstance(solver, RKC3)
-        value, weights = _radius(state)
-        along = lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1, precision="highest")
-        direction = jtu.tree_map(along, before.first)
-        after = solver.begun(state.t, state.params, before.f0, before.gradients, value, direction)
-    # the controller knows no error of this method
-    fresh = jtu.tree_map(jnp.zeros_like, state.controller_state)
-    dense = path.no_dense(state.params, after)  # the last step is over
-    t_next = jnp.minimum(state.t + jnp.asarray(step, state.t.dtype), path.t_max)
-    which = lambda s: (s.solver_state, s.controller_state, s.t_next, s.dense)
-    return eqx.tree_at(which, state, (after, fresh, t_next, dense))
+        after = jnp.array(False), before.f0  # as after a step, because the field is known
+    return path.entered(state, after, step)

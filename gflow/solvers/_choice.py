@@ -44,7 +44,9 @@ def choose(
     The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
     rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB42 costs, and how
     many stages RKC3 would need for equally accurate steps: where Krylov spaces are not small, and enough
-    would be saved to pay for the change, it changes to RKC3, the `rival`.
+    would be saved to pay for the change, it changes to RKC3, the `rival`. So it does where Tsit5, chosen for
+    the size or the tolerance, makes steps that stability limits, and many lie ahead; not if the loss has
+    kinks.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
@@ -71,10 +73,11 @@ def choose(
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
     if problem.dtype.itemsize < 4:
         return Choice(dfx.Tsit5(), "the precision is too low for differences of gradients")
+    rival = RKC3() if alone else None
     if problem.size < _SMALL:
-        return Choice(dfx.Tsit5(), "the problem is small, so that the overhead of a step counts most")
+        return Choice(dfx.Tsit5(), "the problem is small, so that the overhead of a step counts most", rival)
     if rtol < _TIGHT:
-        return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays")
+        return Choice(dfx.Tsit5(), "the tolerance is so tight that the fifth order pays", rival)
     if has_kinks(problem.value, problem.params):
         return Choice(dfx.Tsit5(), "the loss has kinks, which stabilised solvers resolve with tiny steps")
     if not alone:
