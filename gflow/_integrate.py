@@ -79,8 +79,8 @@ def integrate(
         a twentieth of the tolerances, and less where an error of the parameters moves large margins; it
         controls the error of log t by itself as well, and accepts `rtol` up to 1e-4.
     - `solver`: any diffrax ODE solver, or one of [`gflow.solvers`][]. By default one is chosen by size and
-        tolerance ([`gflow.solvers.choose`][]), and for large smooth problems another takes its place in the
-        midst of the run where that is measured to be cheaper; `stats` says which, and why. With a
+        tolerance ([`gflow.solvers.choose`][]), and for smooth problems another takes its place in the midst
+        of the run where that is measured to be cheaper; `stats` says which, and why. With a
         `controller` of your own the default is `diffrax.Tsit5()`.
     - `rtol`, `atol`: tolerances of the step-size control: the root mean square over parameters of
         error / (atol + rtol |θ|) is kept below 1 in every step; with a solver of [`gflow.solvers`][] they

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "gflow"
 # Every room, with what it may import of gflow: "above" is all rooms higher up in this list.
 CORE = {"_tree", "_numbers", "losses", "_problem"}
 ROOMS: list[tuple[set[str], set[str] | str]] = [
-    ({"_tree", "_numbers"}, set()),  # PyTree vector algebra
+    ({"_tree"}, set()),  # PyTree vector algebra
+    ({"_numbers"}, {"_tree"}),  # checks of the numbers among the arguments
     ({"losses"}, {"_tree"}),  # per-example losses and their mean
     ({"_problem"}, "above"),  # the surface L(θ); all checks of model, data and loss
     ({"curvature"}, "above"),  # Hessian operator, eigenpairs, spectrum
