@@ -224,7 +224,9 @@ class Run:
             budget = min(self._budget, self.max_steps - int(steps))
             if self.switch is not None:
                 if steps >= self.switch.next:
-                    self._take(*self.switch.review(self._state))
+                    path, state = self.switch.review(self._state)
+                    if path is not self.path:
+                        self._take(path, state)
                 budget = min(budget, self.switch.next - int(steps))
             began = perf_counter()
             # arrays, because a Python number would be compiled in

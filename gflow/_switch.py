@@ -28,6 +28,7 @@ _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order tw
 # From Tsit5
 _UNSTABLE = 2.5  # hρ from which on stability limits its steps, and not the error; it is stable up to 3.3
 _LONG = 10_000  # gradients ahead for which compiling RKC3 pays; before, it takes as long as they do
+_RARELY = 64  # attempted steps between two reviews, at the least: many lie ahead, and each of them is cheap
 
 
 class Switch(AbstractSwitch):
@@ -55,7 +56,7 @@ class Switch(AbstractSwitch):
     def __init__(self, path: FlowPath, rival: FlowPath):
         self._paths = path, rival
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
-            "next": _EVERY,
+            "next": self._least(path),
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
             "rate": 0.0,  # gradients per unit of time before the last change
             "uncounted": 0,  # gradients that the present solver doesn't know of
@@ -64,6 +65,11 @@ class Switch(AbstractSwitch):
 
     def _path_of(self, memory: dict[str, Any]) -> FlowPath:
         return self._paths[len(memory["changes"]) % 2]
+
+    @staticmethod
+    def _least(path: FlowPath) -> int:
+        """The least number of attempted steps between two reviews."""
+        return _RARELY if isinstance(path.solver, diffrax.Tsit5) else _EVERY
 
     @property
     def next(self) -> int:
@@ -89,7 +95,7 @@ class Switch(AbstractSwitch):
         now = [*(x.item() for x in jax.device_get((state.t, state.steps, state.rejected)))]
         now.append(path.spent(state) + memory["uncounted"])
         time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
-        memory["next"], memory["before"] = now[1] + max(_EVERY, now[1] // 8), now
+        memory["next"], memory["before"] = now[1] + max(self._least(path), now[1] // 8), now
         begins = memory.pop("begins", False)  # the first steps are no measure
         if begins or steps == rejected:
             return memory, state
