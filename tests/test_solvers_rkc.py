@@ -228,6 +228,17 @@ def test_derivatives(adjoint, transform):
 
 @EACH
 @pytest.mark.slow
+def test_derivatives_backwards_in_time(solver):
+    def final(k):
+        vf = lambda t, y, k: -k * y * jnp.asarray([1.0, 10.0])
+        sol = solve(vf, jnp.ones(2), 1.0, solver, 1e-7, args=k, adjoint=dfx.BacksolveAdjoint())
+        return sol.ys[0, 0]
+
+    assert float(jax.grad(final)(0.7)) == pytest.approx(-np.exp(-0.7), rel=1e-3)
+
+
+@EACH
+@pytest.mark.slow
 def test_float32(solver):
     lam = jnp.logspace(-1, 3, 30, dtype=jnp.float32)
     with jax.numpy_dtype_promotion("strict"):

@@ -24,7 +24,7 @@ class RKCState(eqx.Module):
 
     f0: Vector  # vector field at the start of the step
     radius: Radius
-    past: tuple[Vector, ...]  # solution at the last steps, newest first
+    past: tuple[Vector, ...] | None  # solution at the last steps, newest first
     times: Float[Array, " past"]  # when
     known: Int[Array, ""]  # steps made so far, each of which sets one of them
     growth: Scalar  # smoothed logarithm of the growth from step to step
@@ -299,6 +299,6 @@ def _begun(time, y0, f0, gradients, value, direction, memory: int, age: int) -> 
     zero = jnp.zeros((), dtype)
     known = (direction, jnp.asarray(value, dtype), zero, jnp.asarray(time, dtype), zero)
     radius = Radius(*known, count + age, count + age * radii.SPENT)
-    past = (la.scale(0, y0),) * memory
+    past = (la.scale(0, y0),) * memory or None  # diffrax's adjoints stumble over an empty tuple
     times = jnp.zeros((memory,), jnp.result_type(time, dtype))
     return RKCState(f0, radius, past, times, count, zero, count, gradients, count)
