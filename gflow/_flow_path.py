@@ -125,7 +125,8 @@ class FlowPath(AbstractPath):
     def entered(self, state: FlowState, solver_state: PyTree, step: float) -> FlowState:
         """What another solver has left, with a state of this one's and its first step."""
         t_next = jnp.minimum(state.t + jnp.asarray(step, state.t.dtype), self.t_max)
-        term, func, order = self._term(), self.solver.func, self.solver.error_order(self._term())
+        term, func = self._term(), self.solver.func
+        order = self.solver.error_order(term)
         _, fresh = self.controller.init(
             term, state.t, self.t_max, state.params, t_next - state.t, None, func, order
         )

@@ -122,7 +122,8 @@ def integrate(
     **Raises:** `ValueError` for arguments that make no sense, [`gflow.FlowError`][] (carrying the partial
     trajectory) if the run fails. Ctrl-C returns the partial trajectory with status "interrupted".
     """
-    refuse_traced("integrate", model=model, data=data, t_max=t_max, loss=loss)
+    numbers = dict(rtol=rtol, atol=atol, dt0=dt0, save_at=save_at)
+    refuse_traced("integrate", model=model, data=data, t_max=t_max, loss=loss, flow=flow, **numbers)
     if ensemble:
         problem, members = split(model, data, loss, trainable=trainable, chunk_size=chunk_size)
     else:

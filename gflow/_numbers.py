@@ -31,14 +31,16 @@ def positive(name: str, value: Any, meaning: str, dtype: np.dtype) -> float:
 
 
 def refuse_traced(verb: str, **arguments: Any) -> None:
-    """A `ValueError` if a verb is called where a number among its arguments has no value yet."""
-    for name, value in arguments.items():
-        if _tree.is_traced(value):
-            raise ValueError(
-                f"{name} must hold numbers, but came without values from inside jax.jit, jax.vmap or "
-                f"jax.grad; call {verb} outside of them: for many models at once with ensemble=True, and for "
-                "derivatives solve gflow.flows.GradientFlow().term(problem) with diffrax.diffeqsolve."
-            )
+    """A `ValueError` if a verb is called where numbers have no value yet: an argument, or all of them."""
+    traced = [f"{name} must hold numbers" for name, value in arguments.items() if _tree.is_traced(value)]
+    if not traced and _tree.is_traced(jnp.zeros(()) + 0):  # inside jit nothing has one
+        traced = [f"{verb} must be called where numbers have values"]
+    if traced:
+        raise ValueError(
+            f"{traced[0]}, but came without values from inside jax.jit, jax.vmap or jax.grad; call {verb} "
+            "outside of them: for many models at once with ensemble=True, and for derivatives solve "
+            "gflow.flows.GradientFlow().term(problem) with diffrax.diffeqsolve."
+        )
 
 
 def count(name: str, value: Any) -> int:

@@ -190,11 +190,12 @@ def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
     """The parameters, checked, and the rest of the model."""
     try:
         params, frozen = _tree.partition(model, trainable)
-    except (AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a function of the user's own raises
+        what = trainable if callable(trainable) and not isinstance(trainable, eqx.Module) else type(trainable)
         raise ValueError(
             "trainable must be a function that takes any leaf of model, also one that is no array, and "
             "returns a boolean, or a PyTree of booleans that is a prefix of model, but "
-            f"{type(error).__name__} came of {trainable!r}: {str(error).splitlines()[0]}"
+            f"{type(error).__name__} came of {what}: {(str(error).splitlines() or ['no message'])[0]}"
         ) from error
     named = jtu.tree_leaves_with_path(params)
     if sum(leaf.size for _, leaf in named) == 0:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gflow._checkpoint import program
+from gflow._numbers import refuse_traced
 from gflow._problem import Problem
 
 
@@ -23,6 +24,7 @@ def check_start(
 
     def once() -> Float[np.ndarray, "2 *members"]:
         values = evaluate()
+        refuse_traced("integrate or descend", loss=values)  # one that closes over what has no value
         return np.stack([np.asarray(values[name], np.float64) for name in ("loss", "gradient_norm")])
 
     first, second = once(), once()

@@ -81,7 +81,7 @@ class Run:
         checkpoint: str | os.PathLike | None,
         switch: AbstractSwitch | None = None,
     ):
-        self.path = path
+        self.path = self._begun = path
         self.positions = positions
         self.time = time
         self.times = times  # of the positions, as asked for: not rounded to the dtype of the run
@@ -353,6 +353,7 @@ class Run:
             return
         path, state = self.path, self._state
         programs = [program(type(path).advance, path, state, np.asarray(self.end), np.asarray(1))]
+        programs.append("named" if self.switch is None else "chosen")  # which may change along the run
         if self.observables:
             step = step_to_read(self.observables, path, state)
             arguments = (self.observables, path.problem, self._last, self.observed, step)
@@ -405,7 +406,7 @@ class Run:
             losses = np.append(records["loss"], jax.device_get(self._final_loss))
         readings = clock_readings(self.t, records)
         here = self._state, self.t, records, losses, self._doubtful
-        found = doubts(path, path.problem.params, self.symbol, *here)
+        found = doubts(self._begun, path.problem.params, self.symbol, *here)
         result = Trajectory(
             s=readings.s,
             t=readings.t,

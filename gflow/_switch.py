@@ -6,29 +6,33 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
 from gflow import _tree
 from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
+from gflow._problem import Problem
 from gflow.solvers import EXPRB42, RKC3
 from gflow.solvers._kinks import has_kinks
 
+# From EXPRB42 to RKC3
 _EVERY = 16  # attempted steps, at the least, over which a cost is measured
-_DEARER = 1.3  # so much dearer than what it replaced RKC3 must be for the run to change back
-
-# From EXPRB42
 _FEW = 12.0  # gradients per step, below which Krylov spaces are too small to know the radius from
 _STEPS = 1.8  # steps of RKC3 that are together as accurate as one of EXPRB42
 _FULL = 0.5  # of the largest Krylov space: with so many gradients per step many of the spaces are full
 _WORTH = 100  # gradients that a change must save, because the first steps of RKC3, short ones, cost so many
 _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
+_DEARER = 1.3  # so much dearer than EXPRB42 was RKC3 must be for the run to change back
 
-# From Tsit5
-_UNSTABLE = 2.5  # hρ from which on stability limits its steps, and not the error; it is stable up to 3.3
-_LONG = 10_000  # gradients ahead for which compiling RKC3 pays; before, it takes as long as they do
-_RARELY = 64  # attempted steps between two reviews, at the least: many lie ahead, and each of them is cheap
+# From Tsit5 to RKC3
+_RARELY = 64  # attempted steps, at the least, between two reviews: many lie ahead, and each is cheap
+_UNSTABLE = 2.5  # hρ from which on stability limits the steps, and not the error
+_STABLE = 3.3  # hρ up to which they are stable
+_TSIT5 = 6  # gradients of a step
+_HALF = 0.5  # of the gradients of Tsit5 RKC3 may take, because each of its own costs more time
+_LONG = 2e6  # microseconds of gradients ahead, by `_microseconds`, for which compiling RKC3 pays
 
 
 class Switch(AbstractSwitch):
@@ -41,35 +45,35 @@ class Switch(AbstractSwitch):
     rejections included, than equally accurate steps of RKC3 would, which are shorter, no few eigenvalues
     stand apart. Then the run changes, if enough lies ahead to pay for the first steps of RKC3. Where many
     Krylov spaces are full it is they that limit the steps, and not the error, so that those of RKC3 need not
-    be shorter.
+    be shorter. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
 
     `diffrax.Tsit5` has it from its last two stages, which lie close to each other in all but stiff directions
     (Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.2). Where hρ shows that
-    stability limits the step, RKC3 takes it with half of the gradients, and longer ones with still less. Not
-    so where the loss has kinks, which it resolves with tiny steps; they are looked for only then.
+    stability limits the step, RKC3 takes longer ones for less. The run changes if so much lies ahead that
+    this pays for compiling RKC3, and the loss has no kinks, which RKC3 resolves with tiny steps; and back
+    where RKC3 takes more than half of the gradients with which Tsit5 would be stable at the radius there.
 
-    RKC3 is compiled only when its turn comes. If it then costs a third more per unit of time than what it
-    replaced, the run changes back. When this is asked depends on the steps alone, so that what is recorded
-    doesn't change the path.
+    RKC3 is compiled only when its turn comes. When this is asked depends on the steps alone, so that what is
+    recorded doesn't change the path.
     """
 
     def __init__(self, path: FlowPath, rival: FlowPath):
         self._paths = path, rival
+        self._explicit = isinstance(path.solver, diffrax.Tsit5)
+        self._kinked: bool | None = None  # looked for only where it decides
         self.memory: dict[str, Any] = {  # plain numbers, because they go into checkpoints
-            "next": self._least(path),
+            "next": _RARELY if self._explicit else _EVERY,
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
             "rate": 0.0,  # gradients per unit of time before the last change
-            "uncounted": 0,  # gradients that the present solver doesn't know of
+            "uncounted": [
+                0,
+                0,
+            ],  # gradients, and those for the radius, that the present solver doesn't know of
             "changes": [],  # in words
         }
 
     def _path_of(self, memory: dict[str, Any]) -> FlowPath:
         return self._paths[len(memory["changes"]) % 2]
-
-    @staticmethod
-    def _least(path: FlowPath) -> int:
-        """The least number of attempted steps between two reviews."""
-        return _RARELY if isinstance(path.solver, diffrax.Tsit5) else _EVERY
 
     @property
     def next(self) -> int:
@@ -84,81 +88,107 @@ class Switch(AbstractSwitch):
 
     def review(self, state: FlowState) -> tuple[FlowPath, FlowState]:
         """The path with which to go on, and its state."""
-        memory, state = self._judged(state)
-        path = self._path_of(memory)
+        memory, path = dict(self.memory), self._path_of(self.memory)
+        spent, radius = _spent(path, state)
+        now = [x.item() for x in jax.device_get((state.t, state.steps, state.rejected))]
+        now.append(spent + memory["uncounted"][0])
+        memory["before"], steps = now, now[1]
+        rarely = self._explicit and path is self._paths[0]
+        memory["next"] = steps + max(_RARELY if rarely else _EVERY, steps // 8)
+        begins = memory.pop("begins", False)  # the first steps are no measure
+        found = None if begins else self._judged(path, state, now)
+        if found is not None:
+            why, step, memory["rate"] = found
+            memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
+            memory["begins"] = True
+            other = self._path_of(memory)
+            # RKC3 first has to wear off what the other left in stiff directions, with short steps; and what
+            # didn't pay for Tsit5 isn't tried again soon
+            back = 2 * steps if self._explicit else steps + _EVERY
+            memory["next"] = back if other is self._paths[0] else steps + 2 * _EVERY
+            state = _entered(other, path, state, step, now[3])
+            memory["uncounted"] = [now[3] - _spent(other, state)[0], memory["uncounted"][1] + radius]
+            path = other
         self.memory = memory  # last, because Ctrl-C may come before, and a checkpoint holds both
         return path, state
 
-    def _judged(self, state: FlowState) -> tuple[dict[str, Any], FlowState]:
-        """What is known after a review, and the state, of the other solver if the run is to change."""
-        memory, path = dict(self.memory), self._path_of(self.memory)
-        now = [*(x.item() for x in jax.device_get((state.t, state.steps, state.rejected)))]
-        now.append(path.spent(state) + memory["uncounted"])
-        time, steps, rejected, gradients = (a - b for a, b in zip(now, memory["before"], strict=True))
-        memory["next"], memory["before"] = now[1] + max(self._least(path), now[1] // 8), now
-        begins = memory.pop("begins", False)  # the first steps are no measure
-        if begins or steps == rejected:
-            return memory, state
-        first = path is self._paths[0]
-        step, cost = time / (steps - rejected), gradients / (steps - rejected)
-        if first:
-            ahead = (float(path.t_max) - now[0]) / step  # steps
-            judge = _against_krylov if isinstance(path.solver, EXPRB42) else _against_explicit
+    def _judged(self, path: FlowPath, state: FlowState, now: list[Any]) -> tuple[str, float, float] | None:
+        """If the run is to change: why, the first step of the other solver, and the rate of this one."""
+        time, steps, rejected, gradients = (a - b for a, b in zip(now, self.memory["before"], strict=True))
+        if steps == rejected:
+            return None
+        step, cost, rate = time / (steps - rejected), gradients / (steps - rejected), gradients / time
+        if path is self._paths[0]:
+            # without a horizon, as many as there were
+            left = float(path.t_max) - now[0]
+            ahead = left / step if np.isfinite(left) else float(now[1])
+            judge = self._against_explicit if self._explicit else self._against_krylov
             found = judge(path, state, step, cost, ahead)
-        elif gradients / time >= _DEARER * memory["rate"]:
-            name = type(self._paths[0].solver).__name__
-            found = f"{name} again, because RKC3 became dearer than that was", step
-        else:
-            found = None
-        if found is None:
-            return memory, state
-        why, step = found
-        memory["rate"] = gradients / time
-        memory["begins"] = True
-        # RKC3 first has to wear off what the other solver left in stiff directions, with short steps; and
-        # what didn't pay isn't tried again soon
-        memory["next"] = now[1] + 2 * _EVERY if first else 2 * now[1]
-        memory["changes"] = [*memory["changes"], f"from t = {now[0]:.4g} {why}"]
-        other = self._path_of(memory)
-        after = _entered(other, path, state, step, now[3])
-        memory["uncounted"] = now[3] - other.spent(after)
-        return memory, after
+            return None if found is None else (*found, rate)
+        limit = _DEARER * self.memory["rate"]
+        if self._explicit:
+            radius = float(state.solver_state.radius.value)
+            limit, step = _HALF * _TSIT5 / _STABLE * radius, min(step, _UNSTABLE / max(radius, 1e-30))
+        if rate < limit:
+            return None
+        name = type(self._paths[0].solver).__name__
+        return f"{name} again, because RKC3 became dearer than that is", step, rate
+
+    def _against_krylov(
+        self, path: FlowPath, state: FlowState, step: float, cost: float, ahead: float
+    ) -> tuple[str, float] | None:
+        """Whether RKC3 would take fewer gradients than Krylov spaces do, which cost so many per step."""
+        assert isinstance(path.solver, EXPRB42)
+        if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+            return None
+        # where full spaces limit the step, and not the error, RKC3's can be as long
+        shorter = _STEPS if cost < _FULL * path.solver.max_basis else 1.0
+        stages = float(np.sqrt(1 + 1.84 * step / shorter * _ritz(state)[0]))
+        if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
+            return None
+        why = f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
+        return why, _BEGIN * step
+
+    def _against_explicit(
+        self, path: FlowPath, state: FlowState, step: float, cost: float, ahead: float
+    ) -> tuple[str, float] | None:
+        """Whether stability limits the steps of an explicit method, and many lie ahead."""
+        del step
+        if ahead * cost * _microseconds(path.problem) < _LONG:
+            return None
+        last, radius = float(state.t - state.t_before), float(_of_stages(path.solver, state)[0])
+        if not last * radius >= _UNSTABLE:
+            return None
+        if self._kinked is None:
+            self._kinked = has_kinks(path.problem.value, path.problem.params)
+        if self._kinked:
+            return None
+        limit = f"a step of {last:.3g} times the sharpness {radius:.3g} was {last * radius:.2g}"
+        return f"RKC3, because {limit}, where stability limits it", last
 
     def told(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The statistics, with all solvers and the reasons of each change."""
-        changes = self.memory["changes"]
+        changes, (gradients, radius) = self.memory["changes"], self.memory["uncounted"]
         names = [type(self._paths[i % 2].solver).__name__ for i in range(len(changes) + 1)]
-        reason = "; ".join([stats["solver_reason"], *changes])
-        gradients = stats["gradients"] + self.memory["uncounted"]
-        return stats | {"solver": ", then ".join(names), "solver_reason": reason, "gradients": gradients}
+        return stats | {
+            "solver": ", then ".join(names),
+            "solver_reason": "; ".join([stats["solver_reason"], *changes]),
+            "gradients": stats["gradients"] + gradients,
+            "radius_gradients": stats["radius_gradients"] + radius,
+        }
 
 
-Found = tuple[str, float] | None  # why to change to RKC3, and its first step
+def _spent(path: FlowPath, state: FlowState) -> tuple[int, int]:
+    """Gradients that the solver knows of, and those of them for the radius."""
+    spent = path.spent(state)
+    assert spent is not None  # both kinds of solver tell
+    return spent, int(getattr(state.solver_state, "radius_gradients", 0))
 
 
-def _against_krylov(path: FlowPath, state: FlowState, step: float, cost: float, ahead: float) -> Found:
-    """Whether RKC3 would take fewer gradients than Krylov spaces do, which cost so many per step."""
-    assert isinstance(path.solver, EXPRB42)
-    if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
-        return None
-    # where full spaces limit the step, and not the error, RKC3's can be as long
-    shorter = _STEPS if cost < _FULL * path.solver.max_basis else 1.0
-    stages = float(np.sqrt(1 + 1.84 * step / shorter * _ritz(state)[0]))
-    if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
-        return None
-    why = f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
-    return why, _BEGIN * step
-
-
-def _against_explicit(path: FlowPath, state: FlowState, step: float, cost: float, ahead: float) -> Found:
-    """Whether stability limits the steps of an explicit method, and many lie ahead."""
-    if ahead * cost < _LONG:
-        return None
-    radius = float(_of_stages(path.solver, state)[0])
-    if not step * radius >= _UNSTABLE or has_kinks(path.problem.value, path.problem.params):
-        return None
-    limit = f"steps of about {step:.3g} times the sharpness {radius:.3g} are {step * radius:.2g}"
-    return f"RKC3, because {limit}, where stability limits them", step
+def _microseconds(problem: Problem) -> float:
+    """About what a gradient takes on a CPU, by the size of the problem: a clock would not be repeatable."""
+    lengths = [leaf.shape[0] for leaf in jtu.tree_leaves(problem.data) if leaf.ndim]
+    return 1 + 1e-3 * problem.size * max(lengths, default=1)
 
 
 def _ritz(state: FlowState) -> tuple[float, Array]:
@@ -184,7 +214,8 @@ def _of_stages(solver: diffrax.AbstractSolver, state: FlowState) -> tuple[Array,
     length = _tree.norm(apart)
     length = jnp.where(length > 0, length, 1)
     step = state.t - state.t_before
-    return _tree.norm(slopes[-1] - slopes[-2]) / length / jnp.where(step > 0, step, 1), apart / length
+    radius = _tree.norm(slopes[-1] - slopes[-2]) / length / jnp.where(step > 0, step, 1)
+    return radius, apart / length
 
 
 def _entered(path: FlowPath, left: FlowPath, state: FlowState, step: float, gradients: int) -> FlowState:

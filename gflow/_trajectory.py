@@ -247,6 +247,8 @@ def write_archive(
             f"path must lie in a folder that exists, but there is no {str(path.parent)!r}; make it, or give "
             "another path."
         )
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be that of a file, but {str(path)!r} is a folder; add a name.")
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(descriptor, "wb") as file:

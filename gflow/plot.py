@@ -119,6 +119,17 @@ def edge(runs: Mapping[str, tuple[Trajectory, AbstractOptimizer]]) -> "Figure":
             "runs must be a dictionary from titles to pairs (trajectory, optimizer), with at least one, but "
             f"{'an empty one' if isinstance(runs, Mapping) else f'a {type(runs).__name__}'} came."
         )
+    for title, run in runs.items():
+        match run:
+            case (Trajectory(), AbstractOptimizer()):
+                continue
+        kinds = (
+            ", ".join(type(part).__name__ for part in run) if isinstance(run, tuple) else type(run).__name__
+        )
+        raise ValueError(
+            f"runs must hold pairs (trajectory, optimizer), the optimizer one of gflow.stability, but "
+            f"{title!r} holds {kinds}."
+        )
     figure, rows = plt.subplots(
         len(runs), 2, squeeze=False, figsize=(7.0, 0.9 + 1.6 * len(runs)), layout="constrained"
     )

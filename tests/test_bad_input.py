@@ -50,12 +50,15 @@ def test_arguments_of_the_wrong_kind(unchecked):
     refuses("both must be what gflow.compare returns, but a float", gflow.plot.comparison, 1.0)
     refuses("runs must be a dictionary.*a list came", gflow.plot.edge, [])
     refuses("runs must be a dictionary.*empty one came", gflow.plot.edge, {})
+    refuses("runs must hold pairs.*'a' holds float, int", gflow.plot.edge, {"a": (1.0, 2)})
     refuses("path must be what gflow.integrate", gflow.plot.trajectory, 1.0)
 
 
-@pytest.mark.parametrize(
-    "trainable", [{"w": True}, "w", lambda leaf: leaf.no_such_attribute > 1], ids=["tree", "string", "lambda"]
-)
+def raising(leaf):
+    raise KeyError
+
+
+@pytest.mark.parametrize("trainable", [{"w": True}, "w", MODEL, lambda leaf: leaf.no_such > 1, raising])
 def test_trainable_of_the_wrong_kind(trainable):
     refuses("trainable must be a function.* came of", gflow.Problem, MODEL, DATA, trainable=trainable)
 
@@ -76,6 +79,17 @@ def test_verbs_within_transformations(transform):
         refuses(f"{name} must hold numbers.*{hint}", transform(loss), three)
 
 
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_a_loss_that_closes_over_a_number_without_a_value(transform):
+    def final(x):
+        loss = lambda model, data: jnp.sum((model.w - x) ** 2)
+        return gflow.integrate(MODEL, None, 1.0, loss=loss).loss[-1]
+
+    hint = "without values from inside jax.jit.*ensemble=True.*diffeqsolve"
+    refuses(hint, transform(final), 1.0)
+    refuses(hint, jax.jit(lambda: jnp.sum(gflow.integrate(MODEL, DATA, 1.0).loss)))
+
+
 def test_targets_without_the_axis_of_a_single_output():
     network = eqx.nn.Linear(1, 1, key=jax.random.key(0))
     refuses(r"y must have one entry per output.*y\[:, None\]", gflow.Problem, network, DATA)
@@ -85,6 +99,8 @@ def test_a_file_in_a_folder_that_is_missing(tmp_path):
     path = gflow.integrate(MODEL, DATA, 1.0, save_at=2)
     with pytest.raises(FileNotFoundError, match="path must lie in a folder that exists"):
         path.save(tmp_path / "none" / "run")
+    with pytest.raises(IsADirectoryError, match="path must be that of a file"):
+        path.save(tmp_path)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, np.nan, np.inf])

@@ -78,7 +78,7 @@ def test_descents_at_the_edge_have_a_row_each():
     assert sorted(labels) == sorted({"iterates", "midway between iterates", "threshold", "crossing", "onset"})
     assert abs(_lightness(loss.get_lines()[0]) - _lightness(loss.get_lines()[1])) > 0.3
     matplotlib.pyplot.close(figure)
-    with pytest.raises(ValueError, match="runs must hold at least one pair"):
+    with pytest.raises(ValueError, match="runs must be a dictionary"):
         gflow.plot.edge({})
 
 

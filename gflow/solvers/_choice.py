@@ -14,6 +14,7 @@ from gflow.solvers._rkc import RKC2, RKC3
 
 _SMALL = 500  # parameters
 _TIGHT = 1e-6
+_FINE = 1e-8  # below, RKC3 takes many more steps than a method of order five, and misses the tolerance
 _LARGE = 2_000_000  # parameters of which ninety copies take a gigabyte and a half
 _DENSE = 300  # parameters whose Jacobian is cheap to form
 _KINKED = 100  # the same where kinks, and not the order of the method, decide how many steps there are
@@ -45,8 +46,8 @@ def choose(
     rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB42 costs, and how
     many stages RKC3 would need for equally accurate steps: where Krylov spaces are not small, and enough
     would be saved to pay for the change, it changes to RKC3, the `rival`. So it does where Tsit5, chosen for
-    the size or the tolerance, makes steps that stability limits, and many lie ahead; not if the loss has
-    kinks.
+    the size or the tolerance (down to 1e-8), makes steps that stability limits, and seconds of them lie
+    ahead; not if the loss has kinks. It changes back where RKC3 became dearer.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is
@@ -73,7 +74,7 @@ def choose(
         return Choice(dfx.Tsit5(), "the Jacobian of this flow need not have a real spectrum")
     if problem.dtype.itemsize < 4:
         return Choice(dfx.Tsit5(), "the precision is too low for differences of gradients")
-    rival = RKC3() if alone else None
+    rival = RKC3() if alone and rtol >= _FINE else None
     if problem.size < _SMALL:
         return Choice(dfx.Tsit5(), "the problem is small, so that the overhead of a step counts most", rival)
     if rtol < _TIGHT:

@@ -98,15 +98,6 @@ def _matrix_phis_jvp(factors, primals, tangents):
     return _turned_back(vectors, phis[1:5]), vectors @ (divided * turned) @ vectors.T
 
 
-def general_phi(a):
-    """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
-
-    With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and
-    then `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
-    """
-    return _general_phi(a)
-
-
 @jax.default_matmul_precision("highest")
 def _doubled(a, kind):
     one = jnp.eye(a.shape[0], dtype=a.dtype)
@@ -135,6 +126,17 @@ def _doubled(a, kind):
     return phis[1:]
 
 
-# The cheap loop for the value; derivatives go through a bounded loop, which has both modes.
-_general_phi = jax.custom_jvp(functools.partial(_doubled, kind="lax"))
-_general_phi.defjvp(lambda a, da: jax.jvp(functools.partial(_doubled, kind="bounded"), a, da))
+@jax.custom_jvp
+def general_phi(a):
+    """`phi_1(A) ... phi_4(A)` of any square matrix, stacked in front, by scaling and doubling.
+
+    With `2^s` so large that `A / 2^s` has a norm below 1/2, where a short series is exact to rounding, and
+    then `phi_k(2A) = 2^-k [exp(A) phi_k(A) + sum_{j<=k} phi_j(A) / (k-j)!]`, `s` times.
+    """
+    return _doubled(a, kind="lax")  # the cheap loop ...
+
+
+@general_phi.defjvp
+def _general_phi_jvp(primals, tangents):
+    # ... while derivatives go through a bounded one, which has both modes
+    return jax.jvp(functools.partial(_doubled, kind="bounded"), primals, tangents)

@@ -45,9 +45,8 @@ def with_bend(error: Array, values: Array) -> Array:
     """An error estimate in which that of dense output counts, entry by entry.
 
     The values, at `WITHIN` and the end, come relative to the start. What the quartic through the others
-    misses at the first counts: there it is wrong by nearly the most where something decays by up to exp(-50)
-    in the step, and the quintic's error is smaller. What decays faster the quintic may miss by two and a half
-    times as much.
+    misses at the first counts. Where something decays by up to exp(-50) in the step the quintic misses it by
+    less than that, wherever; what decays faster, by up to 2.7 times as much.
     """
     first, *others = values
     guess = sum(w * value for w, value in zip(_weights((*_OTHERS, 1.0), _CHECK), others, strict=True))
