@@ -229,7 +229,7 @@ def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkey
 
 @pytest.mark.slow
 def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver(tmp_path, monkeypatch):
-    def interrupting(path, state, step):
+    def interrupting(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_switch, "_entered", interrupting)
