@@ -65,10 +65,7 @@ class Switch(AbstractSwitch):
             "next": _RARELY if self._explicit else _EVERY,
             "before": [0.0, 0, 0, 0],  # time, steps, rejected ones and gradients at the last review
             "rate": 0.0,  # gradients per unit of time before the last change
-            "uncounted": [
-                0,
-                0,
-            ],  # gradients, and those for the radius, that the present solver doesn't know of
+            "uncounted": [0, 0],  # gradients, all and for the radius, that this solver doesn't know of
             "changes": [],  # in words
         }
 
