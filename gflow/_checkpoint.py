@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import PyTree
 
 from gflow import _tree
-from gflow._trajectory import read_archive, write_archive
+from gflow._trajectory import read_archive, without_folder, write_archive
 
 _SECONDS_BETWEEN = 30.0
 
@@ -35,11 +35,8 @@ class Checkpoint:
                 'checkpoint="run.gflow".'
             )
         self.path = Path(path)
-        if not self.path.parent.is_dir():
-            raise ValueError(
-                f"checkpoint must lie in a folder that exists, but there is no {str(self.path.parent)!r}; "
-                "make it, or give another path."
-            )
+        if sentence := without_folder("checkpoint", self.path):
+            raise ValueError(sentence)
         digest = hashlib.sha256("".join(programs).encode())
         for leaf in jtu.tree_leaves(eqx.filter(numbers, eqx.is_array)):
             array = np.asarray(_tree.numbers(leaf))

@@ -202,8 +202,7 @@ def flow_run(
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
-            inner = solver.tolerances(rtol, atol)
-            solver, controller = solver.prepared(*inner), Predictive(*inner)
+            solver, controller = _prepared(solver, rtol, atol)
     elif solver is None:
         solver, reason = diffrax.Tsit5(), "the default beside a step size controller of the user's own"
     controller = _with_arrays(controller, dtype)
@@ -261,9 +260,15 @@ def flow_run(
 
 def _with_solver(path: FlowPath, solver: AbstractFlowSolver, rtol: Real, atol: Real) -> FlowPath:
     """The same path with another solver and its controller."""
+    solver, controller = _prepared(solver, rtol, atol)
+    controller = _with_arrays(controller, path.problem.dtype).wrap(1)
+    return dataclasses.replace(path, solver=solver, controller=controller)
+
+
+def _prepared(solver: AbstractFlowSolver, rtol: Real, atol: Real) -> tuple[AbstractFlowSolver, Predictive]:
+    """The solver, and a controller with the tolerances for which the error at the end is about `rtol`."""
     inner = solver.tolerances(rtol, atol)
-    controller = _with_arrays(Predictive(*inner), path.problem.dtype).wrap(1)
-    return dataclasses.replace(path, solver=solver.prepared(*inner), controller=controller)
+    return solver.prepared(*inner), Predictive(*inner)
 
 
 def _with_arrays(

@@ -33,7 +33,7 @@ def positive(name: str, value: Any, meaning: str, dtype: np.dtype) -> float:
 def refuse_traced(verb: str, **arguments: Any) -> None:
     """A `ValueError` if a verb is called where numbers have no value yet: an argument, or all of them."""
     traced = [f"{name} must hold numbers" for name, value in arguments.items() if _tree.is_traced(value)]
-    if not traced and _tree.is_traced(jnp.zeros(()) + 0):  # inside jit nothing has one
+    if not traced and _tree.is_traced(jnp.zeros(())):  # inside jit nothing has one
         traced = [f"{verb} must be called where numbers have values"]
     if traced:
         raise ValueError(

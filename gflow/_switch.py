@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gflow import _tree
+from gflow._attempt import gradients as gradients_of
 from gflow._flow_path import FlowPath, FlowState
 from gflow._path import AbstractSwitch
 from gflow._problem import Problem
@@ -30,7 +31,6 @@ _DEARER = 1.3  # so much dearer than EXPRB42 was RKC3 must be for the run to cha
 _RARELY = 64  # attempted steps, at the least, between two reviews: many lie ahead, and each is cheap
 _UNSTABLE = 2.5  # hρ from which on stability limits the steps, and not the error
 _STABLE = 3.3  # hρ up to which they are stable
-_TSIT5 = 6  # gradients of a step
 _HALF = 0.5  # of the gradients of Tsit5 RKC3 may take, because each of its own costs more time
 _LONG = 2e6  # microseconds of gradients ahead, by `_microseconds`, for which compiling RKC3 pays
 
@@ -119,13 +119,17 @@ class Switch(AbstractSwitch):
             # without a horizon, as many as there were
             left = float(path.t_max) - now[0]
             ahead = left / step if np.isfinite(left) else float(now[1])
-            judge = self._against_explicit if self._explicit else self._against_krylov
-            found = judge(path, state, step, cost, ahead)
+            if self._explicit:
+                found = self._against_explicit(path, state, ahead * cost)
+            else:
+                found = self._against_krylov(path, state, step, cost, ahead)
             return None if found is None else (*found, rate)
         limit = _DEARER * self.memory["rate"]
         if self._explicit:
+            per_step, _ = gradients_of(self._paths[0].solver)
+            assert per_step is not None
             radius = float(state.solver_state.radius.value)
-            limit, step = _HALF * _TSIT5 / _STABLE * radius, min(step, _UNSTABLE / max(radius, 1e-30))
+            limit, step = _HALF * per_step / _STABLE * radius, min(step, _UNSTABLE / max(radius, 1e-30))
         if rate < limit:
             return None
         name = type(self._paths[0].solver).__name__
@@ -146,12 +150,9 @@ class Switch(AbstractSwitch):
         why = f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
         return why, _BEGIN * step
 
-    def _against_explicit(
-        self, path: FlowPath, state: FlowState, step: float, cost: float, ahead: float
-    ) -> tuple[str, float] | None:
-        """Whether stability limits the steps of an explicit method, and many lie ahead."""
-        del step
-        if ahead * cost * _microseconds(path.problem) < _LONG:
+    def _against_explicit(self, path: FlowPath, state: FlowState, left: float) -> tuple[str, float] | None:
+        """Whether stability limits the steps of an explicit method, and many gradients are left to make."""
+        if left * _microseconds(path.problem) < _LONG:
             return None
         last, radius = float(state.t - state.t_before), float(_of_stages(path.solver, state)[0])
         if not last * radius >= _UNSTABLE:

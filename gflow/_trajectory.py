@@ -229,6 +229,16 @@ def _span(values: Any) -> str:
     return f"{low:.6g} to {high:.6g}" if low < high else f"{low:.6g}"
 
 
+def without_folder(name: str, path: Path) -> str:
+    """What to say of an argument that is a path in a folder that is missing; nothing if it is there."""
+    if path.parent.is_dir():
+        return ""
+    return (
+        f"{name} must lie in a folder that exists, but there is no {str(path.parent)!r}; make it, or give "
+        "another path."
+    )
+
+
 def write_archive(
     path: str | os.PathLike, kind: str, header: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> None:
@@ -242,11 +252,8 @@ def write_archive(
         "dtypes": {name: str(value.dtype) for name, value in host.items()},
     }
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"path must lie in a folder that exists, but there is no {str(path.parent)!r}; make it, or give "
-            "another path."
-        )
+    if sentence := without_folder("path", path):
+        raise FileNotFoundError(sentence)
     if path.is_dir():
         raise IsADirectoryError(f"path must be that of a file, but {str(path)!r} is a folder; add a name.")
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gflow
+from gflow._stepper import Run
 
 
 class DeepScalar(eqx.Module):
@@ -180,3 +181,16 @@ def counting(loss):
 
     value_of.defvjp(lambda value: (value, None), backward)
     return lambda model, data: value_of(loss(model, data)), counted
+
+
+def ctrl_c_at_record(patch, number):
+    """As if the user interrupted each run, once, when its record of that number is due."""
+    record = Run._record
+
+    def interrupting(self, position, t):
+        if len(self.t) == number - 1 and not hasattr(self, "was_interrupted"):
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+        return record(self, position, t)
+
+    patch.setattr(Run, "_record", interrupting)

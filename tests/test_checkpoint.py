@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from systems import Linear, tanh_network
+from systems import Linear, ctrl_c_at_record, tanh_network
 
 import gflow
 from gflow._checkpoint import Checkpoint
@@ -34,15 +34,7 @@ def stiff_flow(path, **changes):
 
 @pytest.fixture
 def interrupted_at_record_five(monkeypatch):
-    record = Run._record
-
-    def interrupting(self, position, t):
-        if len(self.t) == 4 and not hasattr(self, "was_interrupted"):
-            self.was_interrupted = True
-            raise KeyboardInterrupt
-        return record(self, position, t)
-
-    monkeypatch.setattr(Run, "_record", interrupting)
+    ctrl_c_at_record(monkeypatch, 5)
     yield
     monkeypatch.undo()
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from systems import counting, tanh_network
+from systems import counting, ctrl_c_at_record, tanh_network
 
 import gflow
 from gflow import _switch
 from gflow._integrate import flow_run
-from gflow._stepper import Run
 
 SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB42()]
 name_of = lambda solver: type(solver).__name__
@@ -209,17 +208,9 @@ def test_a_stop_after_the_solver_has_changed_and_too_few_steps():
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_solver_that_it_had(tmp_path, monkeypatch):
-    record = Run._record
-
-    def interrupting(self, position, t):
-        if len(self.t) == 9 and not hasattr(self, "was_interrupted"):
-            self.was_interrupted = True
-            raise KeyboardInterrupt
-        return record(self, position, t)
-
-    monkeypatch.setattr(Run, "_record", interrupting)
-    partial = run_crowded(save_at=11, checkpoint=tmp_path / "run.npz")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        ctrl_c_at_record(patch, 10)
+        partial = run_crowded(save_at=11, checkpoint=tmp_path / "run.npz")
     assert partial.status == "interrupted" and "RKC3" in partial.stats["solver"]
     resumed, whole = run_crowded(save_at=11, checkpoint=tmp_path / "run.npz"), run_crowded(save_at=11)
     assert resumed.status == "success" and np.array_equal(resumed.model["w"], whole.model["w"])

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from systems import counting
+from systems import counting, ctrl_c_at_record
 
 import gflow
 from gflow import _switch
-from gflow._stepper import Run
 
 LEVELS = np.append(0.0, np.geomspace(0.05, 300.0, 39))
 START = np.random.default_rng(0).normal(size=40)
@@ -129,16 +128,8 @@ def test_a_change_that_does_not_pay_is_taken_back(monkeypatch):
 
 def interrupted(monkeypatch, **options):
     """A run that Ctrl-C ends at its tenth record."""
-    record = Run._record
-
-    def interrupting(self, position, t):
-        if len(self.t) == 9 and not hasattr(self, "was_interrupted"):
-            self.was_interrupted = True
-            raise KeyboardInterrupt
-        return record(self, position, t)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_record", interrupting)
+        ctrl_c_at_record(patch, 10)
         partial = run(save_at=11, **options)
     assert partial.status == "interrupted"
     return partial
