@@ -31,6 +31,7 @@ from gflow.clocks._clocks import Refused
 from gflow.flows import AbstractFlow, GradientFlow, LinearisedFlow, WeightDecay
 from gflow.observe import RESERVED, AbstractObservable, as_observables
 from gflow.solvers import AbstractFlowSolver, Predictive, choose
+from gflow.solvers._exprb import is_autonomous
 from gflow.stop import AbstractStop, LossBelow
 
 _MAX_STEPS = 1_000_000
@@ -346,7 +347,8 @@ def _check_kind(clock: Any) -> None:
 
 def _check_clock(clock: Any, flow: AbstractFlow, problem: Problem, plain: bool, alone: bool) -> None:
     _check_kind(clock)
-    if not plain and _reads_time(flow, problem):
+    field = lambda t, params, _: flow.vector_field(problem, t, params)
+    if not plain and not is_autonomous(field, 0.0, problem.params, None):
         raise ValueError(
             f"flow must not depend on time in clock={type(clock).__name__}(), but {type(flow).__name__} "
             "reads t; use plain time for it."
@@ -370,13 +372,6 @@ def _check_members(path: AbstractPath, members: Problem) -> None:
     if len(unfit):
         listed = ", ".join(map(str, unfit[:5])) + (" …" if len(unfit) > 5 else "")
         raise Refused(f"clock={type(path.clock).__name__}() {path.clock.refusal} (Not so: members {listed}.)")
-
-
-def _reads_time(flow: AbstractFlow, problem: Problem) -> bool:
-    field = lambda t: flow.vector_field(problem, t, problem.params)
-    program = jax.make_jaxpr(field)(jnp.zeros((), problem.dtype)).jaxpr
-    (t,) = program.invars
-    return any(v is t for e in program.eqns for v in e.invars) or any(v is t for v in program.outvars)
 
 
 def _check_rtol(rtol: Any, dtype: np.dtype, clock: AbstractClock) -> float:
