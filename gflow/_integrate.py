@@ -203,7 +203,7 @@ def flow_run(
         rtol, atol = clock.share * rtol, clock.share * atol
         controller = diffrax.PIDController(rtol=rtol, atol=atol)
         if isinstance(solver, AbstractFlowSolver):
-            solver, controller = _prepared(solver, rtol, atol)
+            controller = Predictive(*solver.tolerances(rtol, atol))
     elif solver is None:
         solver, reason = diffrax.Tsit5(), "the default beside a step size controller of the user's own"
     controller = _with_arrays(controller, dtype)
@@ -261,15 +261,9 @@ def flow_run(
 
 def _with_solver(path: FlowPath, solver: AbstractFlowSolver, rtol: Real, atol: Real) -> FlowPath:
     """The same path with another solver and its controller."""
-    solver, controller = _prepared(solver, rtol, atol)
-    controller = _with_arrays(controller, path.problem.dtype).wrap(1)
-    return dataclasses.replace(path, solver=solver, controller=controller)
-
-
-def _prepared(solver: AbstractFlowSolver, rtol: Real, atol: Real) -> tuple[AbstractFlowSolver, Predictive]:
-    """The solver, and a controller with the tolerances for which the error at the end is about `rtol`."""
-    inner = solver.tolerances(rtol, atol)
-    return solver.prepared(*inner), Predictive(*inner)
+    controller = _with_arrays(Predictive(*solver.tolerances(rtol, atol)), path.problem.dtype)
+    solver = _with_tolerances(solver, controller, rtol, atol)
+    return dataclasses.replace(path, solver=solver, controller=controller.wrap(1))
 
 
 def _with_arrays(
@@ -282,7 +276,9 @@ def _with_arrays(
 def _with_tolerances(
     solver: diffrax.AbstractSolver, controller: diffrax.AbstractStepSizeController, rtol, atol
 ) -> diffrax.AbstractSolver:
-    """Fills in the tolerances that an implicit solver leaves to the step size controller."""
+    """Gives the tolerances of the controller to solvers of gflow, and to an implicit one that has none."""
+    if isinstance(solver, AbstractFlowSolver):
+        return solver.prepared(getattr(controller, "rtol", rtol), getattr(controller, "atol", atol))
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     finder = solver.root_finder

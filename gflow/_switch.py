@@ -20,10 +20,9 @@ from gflow.solvers._kinks import has_kinks
 
 # From EXPRB42 to RKC3
 _EVERY = 16  # attempted steps, at the least, over which a cost is measured
-_FEW = 12.0  # gradients per step, below which Krylov spaces are too small to know the radius from
-_STEPS = 1.8  # steps of RKC3 that are together as accurate as one of EXPRB42
-_FULL = 0.5  # of the largest Krylov space: with so many gradients per step many of the spaces are full
-_WORTH = 100  # gradients that a change must save, because the first steps of RKC3, short ones, cost so many
+_FULL = 0.5  # of the largest Krylov space, used by a step that is close to one that was too long for it
+_CLOSE = 3.0  # times a step
+_TRIAL = 2500  # gradients ahead for which it pays to try how long the steps of RKC3 are
 _BEGIN = 0.3  # of EXPRB42's step, for the first one of RKC3, which has order two
 _DEARER = 1.3  # so much dearer than EXPRB42 was RKC3 must be for the run to change back
 
@@ -38,20 +37,17 @@ _LONG = 2e6  # microseconds of gradients ahead, by `_microseconds`, for which co
 class Switch(AbstractSwitch):
     """A run begins with one solver and goes on with `gflow.solvers.RKC3` where that pays.
 
-    A stabilised solver needs `s` = √(1 + 1.5 · 1.2 hρ) stages for a step `h`, ρ the spectral radius, which
-    both solvers that a run may begin with give for nothing.
+    With `gflow.solvers.EXPRB42` that is where no few eigenvalues stand apart, so that its Krylov spaces are
+    full: they limit its steps, and not the error, which tells nothing then of how long steps may be. RKC3 is
+    tried, if so much lies ahead that this pays. If it costs a third more per unit of time than EXPRB42 did,
+    the run changes back.
 
-    `gflow.solvers.EXPRB42` has it from the last Krylov space. Where an accepted step takes more gradients,
-    rejections included, than equally accurate steps of RKC3 would, which are shorter, no few eigenvalues
-    stand apart. Then the run changes, if enough lies ahead to pay for the first steps of RKC3. Where many
-    Krylov spaces are full it is they that limit the steps, and not the error, so that those of RKC3 need not
-    be shorter. If RKC3 then costs a third more per unit of time than EXPRB42 did, the run changes back.
-
-    `diffrax.Tsit5` has it from its last two stages, which lie close to each other in all but stiff directions
-    (Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.2). Where hρ shows that
-    stability limits the step, RKC3 takes longer ones for less. The run changes if so much lies ahead that
-    this pays for compiling RKC3, and the loss has no kinks, which RKC3 resolves with tiny steps; and back
-    where RKC3 takes more than half of the gradients with which Tsit5 would be stable at the radius there.
+    `diffrax.Tsit5` tells hρ, a step times the spectral radius, by its last two stages, which lie close to
+    each other in all but stiff directions (Hairer and Wanner, Solving Ordinary Differential Equations II,
+    section IV.2). Where that shows that stability limits the step, RKC3 takes longer ones for less. The run
+    changes if so much lies ahead that this pays for compiling RKC3, and the loss has no kinks, which RKC3
+    resolves with tiny steps; and back where RKC3 takes more than half of the gradients with which Tsit5 would
+    be stable at the radius there.
 
     RKC3 is compiled only when its turn comes. When this is asked depends on the steps alone, so that what is
     recorded doesn't change the path.
@@ -100,9 +96,8 @@ class Switch(AbstractSwitch):
             memory["begins"] = True
             other = self._path_of(memory)
             # RKC3 first has to wear off what the other left in stiff directions, with short steps; and what
-            # didn't pay for Tsit5 isn't tried again soon
-            back = 2 * steps if self._explicit else steps + _EVERY
-            memory["next"] = back if other is self._paths[0] else steps + 2 * _EVERY
+            # didn't pay isn't tried again soon
+            memory["next"] = 2 * steps if other is self._paths[0] else steps + 2 * _EVERY
             state = _entered(other, path, state, step, now[3])
             memory["uncounted"] = [now[3] - _spent(other, state)[0], memory["uncounted"][1] + radius]
             path = other
@@ -114,15 +109,14 @@ class Switch(AbstractSwitch):
         time, steps, rejected, gradients = (a - b for a, b in zip(now, self.memory["before"], strict=True))
         if steps == rejected:
             return None
-        step, cost, rate = time / (steps - rejected), gradients / (steps - rejected), gradients / time
+        step, rate = time / (steps - rejected), gradients / time
         if path is self._paths[0]:
-            # without a horizon, as many as there were
             left = float(path.t_max) - now[0]
-            ahead = left / step if np.isfinite(left) else float(now[1])
+            left = left if np.isfinite(left) else now[0]  # without a horizon, as much as there was
             if self._explicit:
-                found = self._against_explicit(path, state, ahead * cost)
+                found = self._against_explicit(path, state, left * rate)
             else:
-                found = self._against_krylov(path, state, step, cost, ahead)
+                found = self._against_krylov(path, state, steps / (steps - rejected), left)
             return None if found is None else (*found, rate)
         limit = _DEARER * self.memory["rate"]
         if self._explicit:
@@ -136,19 +130,19 @@ class Switch(AbstractSwitch):
         return f"{name} again, because RKC3 became dearer than that is", step, rate
 
     def _against_krylov(
-        self, path: FlowPath, state: FlowState, step: float, cost: float, ahead: float
+        self, path: FlowPath, state: FlowState, attempts: float, left: float
     ) -> tuple[str, float] | None:
-        """Whether RKC3 would take fewer gradients than Krylov spaces do, which cost so many per step."""
+        """Whether full Krylov spaces limit the steps, each after so many attempts."""
         assert isinstance(path.solver, EXPRB42)
-        if not np.all(np.isfinite(state.solver_state.small)):  # the last attempt met a NaN
+        known, last = state.solver_state, float(state.t - state.t_before)
+        if not np.all(np.isfinite(known.small)):  # the last attempt met a NaN
             return None
-        # where full spaces limit the step, and not the error, RKC3's can be as long
-        shorter = _STEPS if cost < _FULL * path.solver.max_basis else 1.0
-        stages = float(np.sqrt(1 + 1.84 * step / shorter * _ritz(state)[0]))
-        if cost < _FEW or not ahead * (cost - shorter * stages) >= _WORTH:
+        size, longest = int(known.basis_size), float(state.controller_state.longest)
+        ahead = left / last * attempts * (size + 2)
+        if longest > _CLOSE * last or size < _FULL * path.solver.max_basis or ahead < _TRIAL:
             return None
-        why = f"RKC3, because steps of about {step:.3g} took {cost:.3g} gradients, for {stages:.3g} stages"
-        return why, _BEGIN * step
+        why = f"RKC3, because Krylov spaces, of {size} vectors for a step of {last:.3g}, limit the steps"
+        return why, _BEGIN * last
 
     def _against_explicit(self, path: FlowPath, state: FlowState, left: float) -> tuple[str, float] | None:
         """Whether stability limits the steps of an explicit method, and many gradients are left to make."""

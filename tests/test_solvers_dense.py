@@ -131,3 +131,13 @@ def test_what_a_quartic_misses_counts_as_error():
     values = np.stack([quartic, decay, decay], axis=1)
     found = with_bend(jnp.array([1e-6, 1e-6, -2.0]), jnp.asarray(values[1:] - values[0]))
     np.testing.assert_allclose(found, [1e-6, missed, -2.0], rtol=1e-9)
+
+
+def test_a_promise_of_symmetry_that_is_broken_costs_steps_and_not_the_answer():
+    turning = np.array([[-0.1, -10.0], [10.0, -0.2]])
+    start = jnp.array([1.0, 0.5])
+    found = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: jnp.asarray(turning) @ y), EXPRB43(symmetric=True), 0.0, 1.0, None,
+        start, stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-7), max_steps=50_000,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.ys[0], scipy.linalg.expm(turning) @ start, atol=2e-3)

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 from systems import counting, ctrl_c_at_record, tanh_network
 
 import gflow
 from gflow import _switch
 from gflow._integrate import flow_run
+from gflow.solvers._kinks import has_kinks
 
 SOLVERS = [gflow.solvers.RKC2(), gflow.solvers.RKC3(), gflow.solvers.EXPRB42()]
 name_of = lambda solver: type(solver).__name__
@@ -154,6 +156,9 @@ LEVELS = jnp.linspace(0.0, 300.0, 600)
 CROWDED = {"w": jnp.asarray(np.random.default_rng(0).normal(size=600))}
 
 
+CROWDED_UNTIL = 600.0
+
+
 def crowded(model, data):
     return 0.5 * jnp.sum(LEVELS * model["w"] ** 2) + 0.25 * jnp.sum(model["w"] ** 4)
 
@@ -167,8 +172,8 @@ def crowded_at(t):
 
 
 def run_crowded(loss=crowded, **options):
-    kwargs = dict(loss=loss, rtol=1e-3, atol=1e-6, save_at=2) | options
-    return gflow.integrate(CROWDED, None, 60.0, **kwargs)
+    kwargs = dict(loss=loss, rtol=3e-4, atol=3e-7, save_at=2) | options
+    return gflow.integrate(CROWDED, None, CROWDED_UNTIL, **kwargs)
 
 
 @pytest.mark.slow
@@ -176,10 +181,12 @@ def test_the_solver_changes_where_krylov_spaces_do_not_pay():
     loss, counted = counting(crowded)
     traj = run_crowded(loss)
     jax.effects_barrier()
-    assert traj.stats["solver"] == "EXPRB42, then RKC3" and "stages" in traj.stats["solver_reason"]
+    assert traj.stats["solver"] == "EXPRB42, then RKC3" and "limit the steps" in traj.stats["solver_reason"]
     assert traj.stats["gradients"] == counted[0]
-    exact = crowded_at(60.0)
-    assert np.linalg.norm(traj.model["w"] - exact) < 3e-3 * np.linalg.norm(exact)
+    # which alone takes twice as many
+    assert traj.stats["gradients"] < 0.7 * run_crowded(solver=gflow.solvers.EXPRB42()).stats["gradients"]
+    exact = crowded_at(CROWDED_UNTIL)
+    assert np.linalg.norm(traj.model["w"] - exact) < 1e-3 * np.linalg.norm(exact)
 
 
 @pytest.mark.slow
@@ -188,7 +195,7 @@ def test_what_is_recorded_does_not_change_when_the_solver_changes():
     assert "then" in few.stats["solver"] and few.stats["solver_reason"] == many.stats["solver_reason"]
     assert np.array_equal(few.model["w"], many.model["w"])
     assert few.stats["steps"] == many.stats["steps"]
-    for t in (5.0, 30.0, 55.0):  # before and after
+    for t in (5.0, 100.0, 500.0):  # before and after
         k = int(np.argmin(np.abs(many.t - t)))
         exact = 0.5 * np.sum(np.asarray(LEVELS) * crowded_at(many.t[k]) ** 2) + 0.25 * np.sum(
             crowded_at(many.t[k]) ** 4
@@ -198,10 +205,10 @@ def test_what_is_recorded_does_not_change_when_the_solver_changes():
 
 @pytest.mark.slow
 def test_a_stop_after_the_solver_has_changed_and_too_few_steps():
-    level = float(crowded({"w": jnp.asarray(crowded_at(50.0))}, None))
+    level = float(crowded({"w": jnp.asarray(crowded_at(500.0))}, None))
     stopped = run_crowded(stop=gflow.stop.LossBelow(level))
     assert stopped.status == "stopped" and "RKC3" in stopped.stats["solver"]
-    np.testing.assert_allclose(stopped.t[-1], 50.0, rtol=2e-2)
+    np.testing.assert_allclose(stopped.t[-1], 500.0, rtol=2e-2)
     short = run_crowded(max_steps=stopped.stats["steps"] - 3, throw=False)
     assert short.status == "max_steps" and short.stats["steps"] == stopped.stats["steps"] - 3
 
@@ -235,12 +242,12 @@ def test_an_interrupt_while_the_solver_changes_leaves_a_checkpoint_of_one_solver
 @pytest.mark.slow
 def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
     problem = gflow.Problem(CROWDED, None, crowded)
-    runs = [flow_run(problem, 60.0, rtol=1e-3, atol=1e-6) for _ in range(2)]
+    runs = [flow_run(problem, CROWDED_UNTIL, rtol=3e-4, atol=3e-7) for _ in range(2)]
     path = runs[0].path
     advance, state = eqx.filter_jit(type(path).advance), path.start()
     changed = False
     while not changed:  # at the first place where it would change
-        state = advance(path, state, jnp.asarray(60.0), jnp.asarray(8))
+        state = advance(path, state, jnp.asarray(CROWDED_UNTIL), jnp.asarray(8))
         after, _ = runs[0].switch.review(state)
         changed = type(after.solver) is gflow.solvers.RKC3
         assert changed or runs[1].switch.review(state)[1] is state
@@ -251,12 +258,12 @@ def test_a_nan_in_the_last_krylov_space_keeps_the_solver():
 
 @pytest.mark.slow
 def test_the_run_changes_back_where_the_change_was_too_early(monkeypatch):
-    monkeypatch.setattr(_switch, "_FEW", 5.0)  # where the radius isn't known yet
+    monkeypatch.setattr(_switch, "_FULL", 0.1)  # where Krylov spaces are small yet
+    monkeypatch.setattr(_switch, "_CLOSE", np.inf)
     early = run_crowded(rtol=1e-5, atol=1e-8)
-    # and then RKC3 again, where it is in time
     assert early.stats["solver"].startswith("EXPRB42, then RKC3, then EXPRB42")
     assert "dearer" in early.stats["solver_reason"]
-    exact = crowded_at(60.0)
+    exact = crowded_at(CROWDED_UNTIL)
     assert np.linalg.norm(early.model["w"] - exact) < 3e-5 * np.linalg.norm(exact)
 
 
@@ -335,3 +342,70 @@ def test_a_choice_is_made_for_a_problem():
     choose = inspect.unwrap(gflow.solvers.choose)  # without the types that the tests check at every call
     with pytest.raises(ValueError, match="must be a gflow.Problem, but is a MLP; gflow.Problem"):
         choose(model, 1e-4, symmetric=True)
+
+
+CAPPED = [
+    pytest.param(gflow.solvers.RKC2(max_stages=10), id="RKC2"),
+    pytest.param(gflow.solvers.RKC3(max_stages=10), id="RKC3"),
+    pytest.param(gflow.solvers.EXPRB42(max_basis=2), id="EXPRB42"),
+]
+
+
+@pytest.mark.parametrize("solver", CAPPED)
+def test_a_refused_step_that_nobody_can_shorten_is_no_success(solver):
+    stiff = jnp.linspace(1.0, 1e6, 50)
+    steps = diffrax.ConstantStepSize()
+    term = diffrax.ODETerm(lambda t, y, args: -stiff * y)
+    found = diffrax.diffeqsolve(
+        term, solver, 0.0, 1.0, 0.1, jnp.ones(50), stepsize_controller=steps, throw=False
+    )
+    assert found.result == diffrax.RESULTS.dt_min_reached
+    loss = lambda model, data: 0.5 * jnp.sum(stiff * model["w"] ** 2)
+    start = {"w": jnp.ones(50)}
+    traj = gflow.integrate(start, None, 1.0, loss=loss, solver=solver, controller=steps, dt0=0.1, throw=False)
+    assert traj.status == "solver_failure" and np.array_equal(traj.model["w"], start["w"])
+    assert "refused the step from t = 0" in traj.reason and "ConstantStepSize can't shorten it" in traj.reason
+
+
+@pytest.mark.parametrize("solver", [gflow.solvers.RKC2(), gflow.solvers.RKC3()])
+def test_a_start_close_to_where_the_field_is_not_defined(solver):
+    # where the first probes of the spectral radius make w negative
+    def loss(model, data):
+        w, v = model["w"], model["v"]
+        return 1e-9 * (w * jnp.log(w / 1e-9) - w) + 0.5 * v**2
+
+    start = {"w": jnp.array(2e-9), "v": jnp.array(1.0)}
+    traj = gflow.integrate(start, None, 3.0, loss=loss, solver=solver, rtol=1e-5, atol=1e-13)
+    # u = log(w / 1e-9): w' = -1e-9 u, so that u' e^u = -u
+    exact = solve_ivp(lambda t, u: -u * np.exp(-u), (0, 3), [np.log(2)], rtol=1e-10, atol=1e-12).y[0, -1]
+    assert float(traj.model["w"]) == pytest.approx(1e-9 * np.exp(exact), rel=1e-3)
+    assert float(traj.model["v"]) == pytest.approx(np.exp(-3.0), rel=1e-4)
+
+
+def test_a_solver_gets_the_tolerances_of_a_controller_by_name():
+    rates = jnp.linspace(1.0, 1000.0, 200)
+    loss = lambda model, data: 0.5 * jnp.sum(rates * model["w"] ** 2)
+    control = diffrax.PIDController(rtol=1e-9, atol=1e-12)
+    solver = gflow.solvers.EXPRB42()
+    traj = gflow.integrate({"w": jnp.ones(200)}, None, 0.5, loss=loss, solver=solver, controller=control)
+    np.testing.assert_allclose(traj.model["w"], np.exp(-0.5 * rates), atol=1e-10)
+
+
+@pytest.mark.parametrize("activation", [lambda x: x * (x > 0), lambda x: (x > 0).astype(x.dtype) * x])
+def test_a_comparison_that_multiplies_makes_a_kink(activation):
+    assert has_kinks(lambda x: jnp.sum(activation(x)), jnp.ones(3))
+
+
+@pytest.mark.parametrize("solver", [gflow.solvers.EXPRB42(), gflow.solvers.EXPRB43()])
+@pytest.mark.filterwarnings("ignore:Complex dtype support")
+def test_complex_states_are_refused_where_they_are_not_for_the_method(solver):
+    control = diffrax.PIDController(rtol=1e-4, atol=1e-7)
+    term = diffrax.ODETerm(lambda t, y, args: -y)
+    with pytest.raises(ValueError, match="y0 must be real .* complex128"):
+        diffrax.diffeqsolve(term, solver, 0.0, 1.0, 0.1, jnp.ones(2) + 1j, stepsize_controller=control)
+
+
+def test_steps_that_still_grow_are_not_called_stiff():
+    model, data = tanh_network()
+    traj = gflow.integrate(model, data, 100.0, solver=diffrax.Tsit5(), max_steps=6, throw=False)
+    assert traj.status == "max_steps" and "tolerance limits" in traj.reason

@@ -13,11 +13,17 @@ from jaxtyping import Array, Bool, PyTree
 from . import _linalg as la
 from ._linalg import Scalar
 
+# A step that a solver refuses is tried with half its length, and then, because what it may be changes slowly,
+# the next ones with little more than that until they have grown.
+_HALF, _LEFT, _GROWTH = 0.5, 0.7, 1.07
+
 
 class _PredictiveState(eqx.Module):
     step: Scalar  # the last accepted step
     error: Scalar  # its scaled error
     known: Bool[Array, ""]
+    longest: Scalar  # that the next one may be
+    refused: Bool[Array, ""]  # the last attempt
 
 
 class Predictive(dfx.AbstractAdaptiveStepSizeController):
@@ -31,7 +37,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
     Unlike with `diffrax.PIDController`'s defaults a step may become smaller after a step that was kept:
     where the error grows steadily, out of a saddle for instance, most rejections vanish. A step is at most
     `factormax` times as long as the one before; only the second one may be up to `factorfirst` times as long
-    as the first, whose length is a guess.
+    as the first, whose length is a guess. After a step whose error is infinite, because the solver refused it
+    or the field is not defined there, steps grow by a few per cent until they are as long as it was.
 
     ??? cite "Reference"
 
@@ -48,7 +55,7 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
     norm: Callable[[PyTree], Scalar] = optx.rms_norm
 
     def wrap(self, direction):
-        """Itself: it works forwards in time only."""
+        """Itself: diffrax turns the time round where it runs backwards."""
         del direction
         return self
 
@@ -73,7 +80,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
             resting = jnp.where(jnp.isfinite(left), 1e-3 * left, 1)
             dt0 = jnp.where(moving, jnp.minimum(dt0, left), resting)
         zero = jnp.zeros((), dtype)
-        return t0 + dt0, _PredictiveState(zero, zero, jnp.asarray(False))
+        no = jnp.asarray(False)
+        return t0 + dt0, _PredictiveState(zero, zero, no, jnp.full_like(zero, jnp.inf), no)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         """Keeps or rejects the step from `t0` to `t1`, and says how long the next one is."""
@@ -101,12 +109,18 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
         factor = jnp.where(state.known & keep, jnp.minimum(factor, predicted), factor)
         grown = jnp.where(state.known, self.factormax, self.factorfirst)
         most = jnp.where(keep, grown, self.safety)
-        factor = jnp.clip(self.safety * factor, self.factormin, most).astype(step.dtype)
+        factor = jnp.clip(self.safety * factor, self.factormin, most)
+        refused = ~jnp.isfinite(e)
+        factor = jnp.where(refused & ~state.refused, _HALF, factor).astype(step.dtype)
+        longest = state.longest * jnp.where(keep, _GROWTH, 1)
+        longest = jnp.where(refused, _LEFT * step, longest).astype(state.longest.dtype)
         after = _PredictiveState(
             step=jnp.where(keep, step, state.step).astype(state.step.dtype),
             error=jnp.where(keep, bounded, state.error).astype(state.error.dtype),
             known=state.known | keep,
+            longest=longest,
+            refused=refused,
         )
         start = jnp.where(keep, t1, t0)
-        next_step = jax.lax.stop_gradient(step * factor)
+        next_step = jax.lax.stop_gradient(jnp.minimum(step * factor, longest.astype(step.dtype)))
         return keep, start, start + next_step, False, after, dfx.RESULTS.successful

@@ -45,7 +45,8 @@ class EXPRB43(AbstractFlowSolver):
     Dense output is that of [`EXPRB42`][gflow.solvers.EXPRB42], and counts in the error as it does there.
 
     **Arguments:** `symmetric` promises that the Jacobian is a symmetric matrix, as that of gradient flow is,
-    so that the $\varphi$ functions come from its eigenvalues, which is cheaper.
+    so that the $\varphi$ functions come from its eigenvalues, which is cheaper. If it is not, the method is
+    of lower order, and the error estimate shortens the step.
 
     ??? cite "Reference"
 
@@ -80,6 +81,7 @@ class EXPRB43(AbstractFlowSolver):
     def init(self, terms, t0, t1, y0, args) -> DenseState:
         """The state before the first step: one evaluation."""
         del t1
+        la.real(y0, "EXPRB43")
         count = jnp.zeros((), jnp.int32)
         return DenseState(la.field(terms.vf, t0, y0, args), count + 1, count)
 
@@ -106,7 +108,8 @@ class EXPRB43(AbstractFlowSolver):
             drift = jnp.asarray(span, dtype) * drift.astype(dtype)
             parts = (*WITHIN, 1.0)
             shares = jnp.asarray(parts, dtype)[:, None]
-            if self.symmetric:
+            if self.symmetric:  # by this one the remainder is taken as well, so that a broken promise shows
+                jacobian = (jacobian + jacobian.T) / 2
                 phis = matrix_phis(h * jacobian, parts)
             else:
                 phis = jax.vmap(general_phi, out_axes=1)(h * shares[..., None] * jacobian)

@@ -31,8 +31,9 @@ def matrix_free(
 
     - `solver`: `diffrax.Kvaerno3`, `Kvaerno4`, `Kvaerno5`, or, for a `diffrax.MultiTerm` of an
         explicit and an implicit part, `KenCarp3`, `KenCarp4`, `KenCarp5` (the class).
-    - `linear_rtol`: relative residual of the linear systems. Newton's tolerance is that of the
-        step size controller.
+    - `linear_rtol`: relative residual of the linear systems; an absolute one of 1e-14 will do as well, so
+        that what is far smaller than one has to be scaled. Newton's tolerance is that of the step size
+        controller.
     - `restart`: dimension after which GMRES restarts.
     - `linear_max_steps`, `newton_max_steps`: where to give up.
 

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 # A maximum along an axis is not among them: it belongs to every stable softmax, which is smooth.
 _KINKED = {"max", "min", "abs", "sign", "clamp", "reduce_window_max", "reduce_window_min"}
 _COMPARISONS = {"gt", "ge", "lt", "le"}
+_SHAPING = {"convert_element_type", "broadcast_in_dim", "reshape"}
 # smooth, although computed by way of max, |·| or a choice
 _VARIANCES = {"_var", "_std"}
 _SMOOTH = {"logaddexp", "softplus", "log_sigmoid"} | _VARIANCES
@@ -20,8 +21,9 @@ _SMOOTH = {"logaddexp", "softplus", "log_sigmoid"} | _VARIANCES
 def has_kinks(function: Callable[[PyTree], Any], at: PyTree) -> bool:
     """Whether the program of `function(at)` has max, min, |·|, or a choice by comparing floats in it.
 
-    That errs on one side: a smooth function that is put together with their help, such as an ELU, is
-    taken for one with kinks.
+    A choice is a `where`, or a product with the comparison as a number. A smooth function that is put
+    together with their help, such as an ELU, is taken for one with kinks. Those of a maximum along an axis,
+    of a sort and of a branch are not found.
     """
     return _kinked(jax.make_jaxpr(function)(at).jaxpr, frozenset())
 
@@ -35,6 +37,8 @@ def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
         if name in _COMPARISONS and _is_float(inputs[0]):
             choosers |= set(equation.outvars)
         elif name == "select_n" and _is_float(equation.outvars[0]) and _is_in(inputs[0], choosers):
+            return True
+        elif name == "mul" and any(_is_in(variable, choosers) for variable in inputs):
             return True
         elif name in _KINKED and _is_float(equation.outvars[0]):
             # log|x| has a pole and no kink, a maximum along an axis starts from -∞, and a variance, which
@@ -52,8 +56,8 @@ def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
                 same = inner is not None and len(inner.invars) == len(inputs)
                 if inner is not None and _kinked(inner, passed if same else frozenset()):
                     return True
-            # a comparison that is only broadcast or negated still chooses
-            if passed and not _is_float(equation.outvars[0]):
+            # a comparison that is only broadcast, negated or made a number still chooses
+            if passed and (name in _SHAPING or not _is_float(equation.outvars[0])):
                 choosers |= set(equation.outvars)
     return False
 

@@ -55,6 +55,11 @@ class Radius(eqx.Module):
         none = jnp.zeros_like(self.age)
         return Radius(direction, ratio, slope, t, self.step, none, none)
 
+    def unprobed(self) -> "Radius":
+        """After a probe that found nothing."""
+        none = jnp.zeros_like(self.age)
+        return eqx.tree_at(lambda r: (r.age, r.spent), self, (none, none))
+
     def alarmed(self, t, ratio, direction, most) -> "Radius":
         """After a ratio between stages that exceeds the value; `most` limits the jump."""
         up = ratio > self.value

@@ -109,7 +109,7 @@ class _AbstractRKC(AbstractFlowSolver):
             radius_gradients=state.radius_gradients + sweep.probes,
         )
         dense_info = dict(y0=y0, y1=y1, k0=la.scale(h, sweep.f0), k1=la.scale(h, sweep.field))
-        return y1, error, dense_info, after, dfx.RESULTS.successful
+        return y1, error, dense_info, after, la.refusal(sweep.failed)
 
     def rejected(self, before: RKCState, attempted: RKCState) -> RKCState:
         """State from which to retry a step: what the attempt cost and learnt is kept.
@@ -288,7 +288,8 @@ def _init(vf, t0, y0, args, memory: int) -> RKCState:
     zero = jnp.zeros((), dtype)
     count = jnp.zeros((), jnp.int32)
     begin = (count, radii.start_direction(base), zero, zero)
-    probes, v, value, _ = la.stop_gradient(jax.lax.while_loop(cond, body, begin))
+    probes, v, value, before = la.stop_gradient(jax.lax.while_loop(cond, body, begin))
+    value = jnp.where(jnp.isfinite(value), value, before)  # a probe may leave the domain of the field
     state = _begun(time, y, f0, probes + 1, value, v, memory, 0)
     return eqx.tree_at(lambda s: s.radius_gradients, state, probes)
 

@@ -92,6 +92,9 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
         ratio = jnp.where(usable & ~renew, changed / jnp.where(usable, moved, 1), 0)
         direction = radii.unit_or(change, changed, sweep.radius.direction)
         probed = sweep.radius.probed(time, ratio, direction)
+        probed = la.select(
+            usable, probed, sweep.radius.unprobed()
+        )  # a probe may leave the domain of the field
         better = ~probing & (ratio > sweep.ratio)
         best = la.select(better, direction, sweep.best)
         top = jnp.where(better, ratio, sweep.ratio)
@@ -127,10 +130,11 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
         # Renewal of f0, a probe and an alarm all lead to the first stage.
         restart = renew | probing | alarm
         radius = la.select(probing, probed, la.select(alarm, alarmed, sweep.radius))
+        missing = ~finite & ~probing
         again = eqx.tree_at(
             lambda s: (s.done, s.failed, s.restarts),
             onward,
-            (~finite, sweep.failed | ~finite, sweep.restarts + alarm.astype(jnp.int32)),
+            (missing, sweep.failed | missing, sweep.restarts + alarm.astype(jnp.int32)),
         )
         again = first_stage(again, radius, f0)
         # After a renewal the probe that is due comes next.
