@@ -56,7 +56,8 @@ def descend(
         evaluations of a line search are not counted.
     - `steps`: how many steps to make.
     - `learning_rate`: what a step of an optax transformation is worth in flow time, t = learning_rate · k;
-        by default t = k. For plain gradient descent, also as `gflow.stability.GradientDescent`, it is η.
+        by default t = k. For plain gradient descent it is η, and for [`gflow.stability.Polyak`][] and
+        `Nesterov` η/(1 − β).
     - `minibatch`: the number of examples per step of stochastic descent; by default all of them. A
         step takes the loss of these alone, which is the one to follow on average if it is a mean over
         examples. Records and stop conditions are always on all data, stop conditions only where a record is
@@ -122,6 +123,11 @@ def descent_run(
     """The arguments of `descend`, checked, as a run that has not begun."""
     dtype = problem.dtype
     steps = count("steps", steps)
+    if callable(optimizer) or hasattr(optimizer, "gradient_transformation"):
+        raise ValueError(
+            f"optimizer must be a learning rate or an optax transformation, but {optimizer!r} came; call "
+            "what makes one, as in optax.sgd(schedule), or take MultiSteps(...).gradient_transformation()."
+        )
     if not isinstance(optimizer, (optax.GradientTransformation, AbstractOptimizer)):
         optimizer = GradientDescent(
             positive("optimizer", optimizer, "learning rate (or an optax transformation)", dtype)
@@ -130,15 +136,21 @@ def descent_run(
     as_array = lambda x: jnp.asarray(x, dtype) if is_number(x) else x
     transformation = jax.tree.map(as_array, optimizer)
     rate = None if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
-    if isinstance(optimizer, GradientDescent) and is_number(optimizer.learning_rate):
-        own = float(optimizer.learning_rate)
+    own = optimizer.step_time if isinstance(optimizer, AbstractOptimizer) else None
+    if own is not None:
         if rate is not None and not math.isclose(rate, own, rel_tol=1e-6):  # in single precision
             raise ValueError(
-                f"learning_rate must be that of gradient descent, given as optimizer ({own:.6g}), but "
-                f"{learning_rate!r} came; leave it out, or pass another optimizer."
+                f"learning_rate must be the time that a step of {type(optimizer).__name__} is worth, "
+                f"{own:.6g} (with momentum, η/(1 − β)), but {learning_rate!r} came; give that, or pass "
+                "another optimizer."
             )
-        rate = own
-    rate = 1.0 if rate is None else rate
+    rate = (own or 1.0) if rate is None else rate
+    if minibatch is None and (replace or key is not None):
+        given = "replace=True" if replace else "key"
+        raise ValueError(
+            f"minibatch must be given with {given}, which is about mini-batches, but is None; say how many "
+            "examples a step takes, or leave both out."
+        )
     if minibatch is not None:
         minibatch = count("minibatch", minibatch)
         if minibatch > problem.examples:

@@ -1,5 +1,8 @@
 """Descent as a path: steps of an optax optimiser in one compiled loop."""
 
+import contextlib
+import inspect
+
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -10,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gflow import _tree
+from gflow._errors import in_a_line
 from gflow._path import (
     DIVERGED,
     NONFINITE,
@@ -28,6 +32,18 @@ from gflow.stability import AbstractOptimizer
 BUFFER, BUFFER_OF_MANY = 4096, 64
 # A loss this many times its start (and 1) is called divergence before it overflows.
 _RUNAWAY = 1e6
+
+
+@contextlib.contextmanager
+def _sentence():
+    """One sentence on whatever an optimiser raises that asks for more than there is."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            "optimizer must be an optax transformation that needs no more than gradient, loss and "
+            f"parameters, but raised {in_a_line(error)}"
+        ) from error
 
 
 class DescentState(eqx.Module):
@@ -69,10 +85,12 @@ class DescentPath(AbstractPath):
         order = None if self.minibatch is None or self.replace else self._shuffle(zero)
         loss, gradient = self._batch(zero, order).value_and_gradient(params)
         sides, watched = self.watch.start(self.problem, params)
+        with _sentence():
+            optimizer_state = self._transformation().init(params)
         state = DescentState(
             step=zero,
             params=params,
-            optimizer_state=self._transformation().init(params),
+            optimizer_state=optimizer_state,
             loss=loss,
             gradient=gradient,
             gradient_norm=_tree.norm(gradient),
@@ -185,14 +203,14 @@ class DescentPath(AbstractPath):
     def _propose(self, now: DescentState) -> tuple[PyTree[Array], PyTree]:
         """The parameters after one more update, and the optimiser's state."""
         batch = self._batch(now.step, now.order)
-        updates, optimizer_state = self._transformation().update(
-            now.gradient,
-            now.optimizer_state,
-            now.params,
-            value=now.loss,
-            grad=now.gradient,
-            value_fn=batch.value,
-        )
+        update = self._transformation().update
+        offered = dict(value=now.loss, grad=now.gradient, value_fn=batch.value)
+        takes = inspect.signature(update).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+            names = {parameter.name for parameter in takes}
+            offered = {name: value for name, value in offered.items() if name in names}
+        with _sentence():
+            updates, optimizer_state = update(now.gradient, now.optimizer_state, now.params, **offered)
         return optax.apply_updates(now.params, updates), optimizer_state
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from gflow import _tree
-from gflow._host import Stopwatch, adapted, message_of, progress_bar
+from gflow._errors import message_of
+from gflow._host import Stopwatch, adapted, progress_bar
 from gflow._members import Members
 from gflow._path import NONFINITE, RUNNING, STOPPED
 from gflow._problem import Problem

@@ -1,4 +1,4 @@
-"""What the host does around a compiled loop: a progress bar, a stopwatch, the length of a piece, errors."""
+"""What the host does around a compiled loop: a progress bar, a stopwatch, the length of a piece."""
 
 from time import perf_counter
 from typing import Any
@@ -22,13 +22,6 @@ def adapted(budget: int, seconds: float) -> int:
     if seconds < 0.1:
         return min(2 * budget, 2**20)
     return max(budget // 2, 1) if seconds > 0.5 else budget
-
-
-def message_of(error: Exception) -> str:
-    """The line with the message, of an error raised inside compiled code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.partition(":")[0].endswith("Error")]
-    return (named or lines or [type(error).__name__])[0]
 
 
 class Stopwatch:

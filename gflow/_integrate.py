@@ -262,8 +262,8 @@ def flow_run(
 def _with_solver(path: FlowPath, solver: AbstractFlowSolver, rtol: Real, atol: Real) -> FlowPath:
     """The same path with another solver and its controller."""
     controller = _with_arrays(Predictive(*solver.tolerances(rtol, atol)), path.problem.dtype)
-    solver = _with_tolerances(solver, controller, rtol, atol)
-    return dataclasses.replace(path, solver=solver, controller=controller.wrap(1))
+    prepared = _with_tolerances(solver, controller, rtol, atol)
+    return dataclasses.replace(path, solver=prepared, controller=controller.wrap(1))
 
 
 def _with_arrays(

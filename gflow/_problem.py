@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gflow import _tree, losses
+from gflow._errors import in_a_line
 
 
 class Problem(eqx.Module):
@@ -152,7 +153,17 @@ class Problem(eqx.Module):
         return _count_examples(self.data)
 
     def _check_loss(self) -> None:
-        struct = _shape_of(self.loss, self.model(self.params), self.data)
+        try:
+            struct = _shape_of(self.loss, self.model(self.params), self.data)
+        except _Random:
+            raise
+        except Exception as error:  # whatever a loss of the user's own raises
+            if isinstance(self.loss, losses.AbstractLoss | losses.Log):
+                raise
+            raise ValueError(
+                "loss must be a function (model, data) -> scalar, of arrays that have no values yet, but it "
+                f"raised {in_a_line(error)}"
+            ) from error
         leaves = jtu.tree_leaves(struct)
         shown = leaves[0] if len(leaves) == 1 else struct
         is_real = isinstance(shown, jax.ShapeDtypeStruct) and jnp.issubdtype(shown.dtype, jnp.floating)
@@ -195,7 +206,7 @@ def partition(model: PyTree, trainable: PyTree | None) -> tuple[PyTree, PyTree]:
         raise ValueError(
             "trainable must be a function that takes any leaf of model, also one that is no array, and "
             "returns a boolean, or a PyTree of booleans that is a prefix of model, but "
-            f"{type(error).__name__} came of {what}: {(str(error).splitlines() or ['no message'])[0]}"
+            f"{what} raised {in_a_line(error)}"
         ) from error
     named = jtu.tree_leaves_with_path(params)
     if sum(leaf.size for _, leaf in named) == 0:
@@ -284,9 +295,12 @@ def _count_examples(data: PyTree[Array]) -> int:
 def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct, Any]:
     """Shape and dtype of the model's output on one example and of one target."""
     if not (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], jax.Array)):
+        what = type(data).__name__
+        if isinstance(data, (list, tuple)):
+            what = f"a {what} of {', '.join(type(part).__name__ for part in data) or 'nothing'}"
         raise ValueError(
-            f"data must be a tuple (x, y) of inputs and a target array, but is {type(data).__name__}; "
-            "only a loss of your own may take other data."
+            f"data must be a tuple (x, y) of inputs and a target array, but is {what}; write (x, y), or pass "
+            "a loss of your own, which may take other data."
         )
     x, y = data
     if len(set(leaf.shape[:1] for leaf in jtu.tree_leaves(data))) != 1 or y.ndim == 0:
@@ -302,11 +316,15 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
     one = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
     try:
         output = _shape_of(model, one[0])
-    except (TypeError, IndexError) as error:
+    except _Random:
+        raise
+    except Exception as error:  # whatever a model of the user's own raises
         shapes = ", ".join(str(leaf.shape) for leaf in jtu.tree_leaves(one[0]))
         raise ValueError(
-            f"x must hold examples that the model can be called on, but on one of shape {shapes} it raised "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"x must hold examples on each of which the model can be called, but on one of shape {shapes} it "
+            f"raised {in_a_line(error)}; bring x into the shape that the model takes for one example, write "
+            "the model for one (gflow adds vmap; for many models at once there is ensemble=True), or pass a "
+            "loss of your own that calls it."
         ) from error
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(
@@ -314,6 +332,10 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
             f"{type(output).__name__}; wrap it, or pass a loss of your own."
         )
     return output, one[1]
+
+
+class _Random(ValueError):
+    """A model that asks for random numbers."""
 
 
 @eqx.filter_jit  # so that the same model is traced once, however many problems are made of it
@@ -328,7 +350,7 @@ def _shape_of(function: Callable, *arguments: PyTree) -> PyTree:
     except RuntimeError as error:
         if "requires a key" not in str(error):  # Equinox's words for dropout
             raise
-        raise ValueError(
+        raise _Random(
             "model must be deterministic, but a layer of it asked for a random key; switch dropout off "
             "with equinox.nn.inference_mode(model)."
         ) from error

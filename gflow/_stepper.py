@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gflow._checkpoint import Checkpoint, program
-from gflow._host import Stopwatch, adapted, message_of, progress_bar
+from gflow._errors import message_of
+from gflow._host import Stopwatch, adapted, progress_bar
 from gflow._path import NONFINITE, RUNNING, STOPPED, AbstractPath, AbstractSwitch
 from gflow._repeat import Repeat
 from gflow._start_check import check_start

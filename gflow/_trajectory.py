@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, KeysView, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ class Trajectory(eqx.Module):
         `t` in plain time.
     - `log_t`: log t at each record, −∞ at t = 0.
     - `records`: dictionary from names to arrays with one row per record; `trajectory["name"]` looks up
-        there. `loss` and `gradient_norm` are always recorded, and `log_loss` in a clock in which the loss
-        may underflow.
+        there, and `dict(trajectory)` is a copy. `loss` and `gradient_norm` are always recorded, and
+        `log_loss` in a clock in which the loss may underflow.
     - `model`: the model at the last record.
     - `models`: the model at every record, trainable leaves stacked along a leading axis; `None` unless
-        the run was asked for `save_models=True`.
+        the run was asked for `save_models=True`. `model_at` picks one.
     - `step`: of a descent, the step number k of each record; `None` for a flow.
     - `switch`: the index of the record at which a run in two phases changed its clock, `None` for others.
     - `step_loss`: of a descent, the loss at every step k = 0, 1, …, on that step's batch; `None` for a
@@ -107,6 +107,34 @@ class Trajectory(eqx.Module):
                 f"{name!r} was not recorded; this trajectory has {', '.join(self.records)}. Ask for it "
                 "with observe= when the run is made."
             ) from None
+
+    def model_at(self, record: int) -> PyTree:
+        """The model at one record, of a run with `save_models=True`; of an ensemble, those of all members.
+
+        **Raises:** `ValueError` if no models were saved, `IndexError` for a record that there isn't.
+        """
+        if self.models is None:
+            raise ValueError("model_at needs save_models=True, given when the run is made.")
+        if not -len(self.s) <= record < len(self.s):
+            raise IndexError(f"record must be one of {len(self.s)}, but {record} came.")
+        of = (lambda many: many[record]) if self.statuses is None else (lambda many: many[:, record])
+
+        def pick(many, one):  # frozen leaves are there once
+            return of(many) if np.ndim(many) > np.ndim(one) else many
+
+        return jtu.tree_map(lambda a, b: pick(a, b) if eqx.is_array(a) else a, self.models, self.model)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether `name` was recorded."""
+        return name in self.records
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the records, so that `dict(trajectory)` holds them all."""
+        return iter(self.records)
+
+    def keys(self) -> KeysView[str]:
+        """The names of the records."""
+        return self.records.keys()
 
     def __repr__(self) -> str:
         members = "" if self.statuses is None else f" of {len(self.statuses)} members"

@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gflow import _tree, curvature
+from gflow._errors import in_a_line
 from gflow._problem import Problem
 
 __all__ = [
@@ -80,7 +81,13 @@ class Function(AbstractObservable):
 
     def read(self, problem, params, state):
         """{label: function(model, data)}."""
-        value = self.function(problem.model(params), problem.data)
+        try:
+            value = self.function(problem.model(params), problem.data)
+        except Exception as error:  # whatever a function of the user's own raises
+            raise ValueError(
+                f"observe[{self.label!r}] must be a function (model, data) -> array, in jax.numpy, but it "
+                f"raised {in_a_line(error)}"
+            ) from error
         if not eqx.is_array_like(value):
             raise ValueError(
                 f"observe[{self.label!r}] must return one array, but returned {type(value).__name__}; give "
@@ -406,4 +413,5 @@ def as_observables(
 
 
 RESERVED = ("loss", "gradient_norm")
-OWN = (*RESERVED, "log_loss", "log_t")  # with what clocks other than plain time add
+# with the time, and what clocks other than plain time add
+OWN = (*RESERVED, "t", "log_loss", "log_t")

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gflow"
 
 # Every room, with what it may import of gflow: "above" is all rooms higher up in this list.
-CORE = {"_tree", "_numbers", "losses", "_problem"}
+CORE = {"_tree", "_errors", "_numbers", "losses", "_problem"}
 ROOMS: list[tuple[set[str], set[str] | str]] = [
     ({"_tree"}, set()),  # PyTree vector algebra
+    ({"_errors"}, set()),  # what errors say, in a line
     ({"_numbers"}, {"_tree"}),  # checks of the numbers among the arguments
     ({"losses"}, {"_tree"}),  # per-example losses and their mean
     ({"_problem"}, "above"),  # the surface L(θ); all checks of model, data and loss

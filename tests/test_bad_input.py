@@ -60,7 +60,7 @@ def raising(leaf):
 
 @pytest.mark.parametrize("trainable", [{"w": True}, "w", MODEL, lambda leaf: leaf.no_such > 1, raising])
 def test_trainable_of_the_wrong_kind(trainable):
-    refuses("trainable must be a function.* came of", gflow.Problem, MODEL, DATA, trainable=trainable)
+    refuses("trainable must be a function.* raised", gflow.Problem, MODEL, DATA, trainable=trainable)
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
@@ -446,3 +446,65 @@ def test_progress_without_an_end(capfd):
     stop = gflow.stop.LossBelow(np.float32(1e-3))
     gflow.integrate(MODEL, DATA, np.inf, save_at=[0.0], stop=stop, progress=True)
     assert "t = " in capfd.readouterr().err
+
+
+class Batched(eqx.Module):
+    """A model that takes all examples at once."""
+
+    layer: eqx.nn.Linear
+
+    def __call__(self, x):
+        count, size = x.shape
+        return jax.vmap(self.layer)(x)
+
+
+@pytest.mark.parametrize(
+    "model, x",
+    [
+        (eqx.nn.Conv2d(1, 3, 3, key=jax.random.key(0)), np.ones((4, 64))),
+        (eqx.nn.LayerNorm(5), np.ones((4, 3))),
+        (Batched(eqx.nn.Linear(3, 1, key=jax.random.key(0))), np.ones((4, 3))),
+        (eqx.nn.BatchNorm(3, "batch", mode="batch"), np.ones((4, 3))),  # asks for a state
+    ],
+)
+def test_a_model_that_does_not_take_one_example(model, x):
+    refuses("x must hold examples .* one example, write the model for one", gflow.Problem, model, (x, x))
+
+
+def test_functions_of_the_users_own_that_raise():
+    observe = {"first": lambda model, data: 1.0, "second": lambda model: 1.0}
+    refuses(r"observe\['second'\] must be .* TypeError", gflow.integrate, MODEL, DATA, 1.0, observe=observe)
+    for loss in (lambda model, x, y: 0.0, lambda model, data: float(jnp.sum(data[0]))):
+        refuses(r"loss must be a function \(model, data\).* raised", gflow.Problem, MODEL, DATA, loss)
+    refuses("observe names", gflow.integrate, MODEL, DATA, 1.0, observe={"t": lambda model, data: 1.0})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lookahead(optax.sgd(0.1), 5, 0.5),
+        optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True),
+    ],
+)
+def test_optimisers_that_need_more(optimizer):
+    message = "optimizer must be an optax transformation that needs no more"
+    refuses(message, gflow.descend, MODEL, DATA, optimizer, 3)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.cosine_decay_schedule(0.1, 10)])
+def test_what_makes_an_optimiser_is_none(optimizer, unchecked):
+    refuses("optimizer must be .* call what makes one", gflow.descend, MODEL, DATA, optimizer, 3)
+    steps = optax.MultiSteps(optax.sgd(0.1), 2)
+    refuses(r"take MultiSteps\(...\).gradient_transformation", gflow.descend, MODEL, DATA, steps, 3)
+
+
+def test_mini_batches_without_their_size():
+    refuses("minibatch must be given with key", gflow.descend, MODEL, DATA, 0.1, 3, key=jax.random.key(0))
+    refuses("minibatch must be given with replace", gflow.descend, MODEL, DATA, 0.1, 3, replace=True)
+
+
+def test_model_at_needs_models():
+    path = gflow.descend(MODEL, DATA, 0.1, 3)
+    refuses("model_at needs save_models=True", path.model_at, 0)
+    with pytest.raises(IndexError, match="one of 4, but 7 came"):
+        gflow.descend(MODEL, DATA, 0.1, 3, save_models=True).model_at(7)

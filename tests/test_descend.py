@@ -79,7 +79,7 @@ def test_time_axis_of_an_optimiser():
     network = tanh_network()
     assert gflow.descend(*network, optax.adam(1e-3), 10).t[-1] == 10
     assert gflow.descend(*network, optax.adam(1e-3), 10, learning_rate=1e-3).t[-1] == 1e-2
-    with pytest.raises(ValueError, match="learning_rate must be that of"):
+    with pytest.raises(ValueError, match="learning_rate must be the time that a step"):
         gflow.descend(*network, 0.1, 10, learning_rate=0.2)
 
 
@@ -243,3 +243,23 @@ def test_a_loss_that_underflows_is_said():
     going_on = gflow.descend(model, data, steps, 300, loss=gflow.losses.Log(gflow.losses.Exponential()))
     last = 90 if jax.default_backend() == "cpu" else 105  # GPUs keep numbers down to e⁻¹⁰³
     assert stuck.model.w[0] < last and going_on.model.w[0] == 300 and not going_on.warnings
+
+
+def test_an_optimiser_that_takes_no_extra_arguments():
+    """Sharpness-aware minimisation: a step along the unit gradient, then one by the gradient there."""
+    model, data = tanh_network()
+    loss = gflow.losses.Squared()
+    sam = optax.contrib.sam(
+        optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)), sync_period=2
+    )
+    path = gflow.descend(model, data, sam, 2)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    gradient = jax.grad(lambda p: loss(eqx.combine(p, static), data))
+    climb = gradient(params)
+    length = optax.tree.norm(climb)
+    above = jax.tree.map(lambda p, g: p + 0.05 * g / length, params, climb)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient(above))
+    for a, b in zip(
+        *map(jax.tree.leaves, (eqx.filter(path.model, eqx.is_inexact_array), expected)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)

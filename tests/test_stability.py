@@ -123,6 +123,17 @@ def test_a_comparison_knows_their_threshold():
     np.testing.assert_allclose(plateau.threshold, [20, 20, 40, 40], rtol=1e-6)
 
 
+def test_a_step_with_momentum_is_worth_more_time():
+    """The heavy ball follows the flow, within O(η), on the clock t = η k / (1 − β) and on no other."""
+    network = tanh_network()
+    for optimizer in (stability.Polyak(1e-3, 0.9), stability.Nesterov(1e-3, 0.9)):
+        both = gflow.compare(*network, learning_rate=1e-2, t_max=4.0, optimizer=optimizer)
+        assert both.distance[-1] < 0.05
+        assert gflow.descend(*network, optimizer, 400).t[-1] == pytest.approx(4.0)
+        with pytest.raises(ValueError, match="Polyak|Nesterov.*worth, 0.01 .* but 0.001 came"):
+            gflow.compare(*network, learning_rate=1e-3, t_max=4.0, optimizer=optimizer)
+
+
 RATES = [0.0, -0.1, np.nan, np.inf, "0.1", None, True]
 SHARES = [-0.1, 1.0, np.nan, "0.9", None]
 
@@ -165,10 +176,10 @@ def test_gradient_descent_has_the_clock_of_its_rate():
     model, data = Linear(jnp.zeros(1)), (np.ones((1, 1)), np.ones(1))
     traj = gflow.descend(model, data, stability.GradientDescent(0.2), 10)
     assert traj.t[-1] == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="learning_rate must be that of gradient descent"):
+    with pytest.raises(ValueError, match="learning_rate must be the time that a step"):
         gflow.descend(model, data, stability.GradientDescent(0.2), 10, learning_rate=0.7)
     for other in (0.2, stability.GradientDescent(0.2)):
-        with pytest.raises(ValueError, match="learning_rate must be that of gradient descent"):
+        with pytest.raises(ValueError, match="learning_rate must be the time that a step"):
             gflow.compare(model, data, learning_rate=0.05, t_max=1.0, optimizer=other)
     both = gflow.compare(model, data, learning_rate=0.2, t_max=1.0, optimizer=0.2)
     assert both.threshold == 10 and both.crossing is None

@@ -132,3 +132,30 @@ def test_a_model_with_a_random_key_is_saved(tmp_path):
     back = gflow.load(tmp_path / "run.npz", like=model)
     assert np.array_equal(jax.random.key_data(back.model.key), jax.random.key_data(model.key))
     assert np.array_equal(back.model.w, traj.model.w)
+
+
+def test_the_records_are_those_of_a_dictionary():
+    path = gflow.descend(*tanh_network(), 0.1, 4, observe={"two": lambda model, data: jnp.ones(2)})
+    assert "two" in path and "three" not in path and list(path) == ["loss", "gradient_norm", "two"]
+    assert dict(path)["two"].shape == (5, 2)
+
+
+@pytest.mark.parametrize("verb", [gflow.integrate, gflow.descend])
+def test_the_model_at_a_record_has_its_frozen_leaves(verb):
+    model, (x, y) = tanh_network()
+    trainable = lambda leaf: eqx.is_inexact_array(leaf) and leaf.ndim == 2  # no biases
+    options = dict(loss=gflow.losses.Squared(), trainable=trainable, save_models=True)
+    if verb is gflow.integrate:
+        path = verb(model, (x, y), 1.0, save_at=5, **options)
+    else:
+        path = verb(model, (x, y), 0.1, 4, **options)
+    losses = [gflow.Problem(path.model_at(k), (x, y), gflow.losses.Squared()) for k in range(5)]
+    np.testing.assert_allclose([float(p.value(p.params)) for p in losses], path.loss, rtol=1e-12)
+    members = eqx.filter_vmap(
+        lambda scale: jax.tree.map(lambda p: scale * p, eqx.filter(model, eqx.is_array))
+    )
+    many = eqx.combine(members(jnp.array([1.0, 0.5])), model)
+    both = gflow.descend(many, (x, y), 0.1, 4, ensemble=True, save_models=True)
+    second = jax.tree.map(lambda p: p[1] if eqx.is_array(p) else p, both.model_at(2))
+    found = gflow.Problem(second, (x, y), gflow.losses.Squared())
+    np.testing.assert_allclose(found.value(found.params), both.loss[1, 2], rtol=1e-12)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from gflow._numbers import is_number
 from gflow.stability._checks import at_least_zero, rate, share, threshold, transformation
 
 _Rate = Any  # a number, or an optax schedule: step -> number
@@ -34,6 +35,14 @@ class AbstractOptimizer(eqx.Module):
     def scheduled(self) -> bool:
         """Whether the threshold changes from step to step, because a schedule was given."""
         return any(callable(value) for value in vars(self).values())
+
+    @property
+    def step_time(self) -> float | None:
+        """The flow time that a step is worth: η, or η/(1 − β) with momentum β.
+
+        `None` where it changes, and for optimisers that divide the gradient, which don't follow that flow.
+        """
+        return None
 
     @abc.abstractmethod
     def transformation(self) -> optax.GradientTransformation:
@@ -83,6 +92,11 @@ class GradientDescent(_AbstractUnscaled):
     learning_rate: _Rate = eqx.field(converter=rate)
     weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
+    @property
+    def step_time(self):
+        """η."""
+        return _time(self.learning_rate)
+
     def transformation(self):
         """`optax.sgd`."""
         return _decayed(self.weight_decay, optax.sgd(self.learning_rate))
@@ -103,6 +117,11 @@ class Polyak(_AbstractUnscaled):
     momentum: Any = eqx.field(converter=share("momentum"))
     weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
 
+    @property
+    def step_time(self):
+        """η/(1 − β)."""
+        return _time(self.learning_rate, self.momentum)
+
     def transformation(self):
         """`optax.sgd` with momentum."""
         return _decayed(self.weight_decay, optax.sgd(self.learning_rate, self.momentum))
@@ -121,6 +140,11 @@ class Nesterov(_AbstractUnscaled):
     learning_rate: _Rate = eqx.field(converter=rate)
     momentum: Any = eqx.field(converter=share("momentum"))
     weight_decay: float = eqx.field(static=True, converter=at_least_zero("weight_decay"), default=0.0)
+
+    @property
+    def step_time(self):
+        """η/(1 − β)."""
+        return _time(self.learning_rate, self.momentum)
 
     def transformation(self):
         """`optax.sgd` with Nesterov's momentum."""
@@ -207,6 +231,11 @@ class Custom(_AbstractUnscaled):
     def threshold(self, step=0):
         """`limit`, at `step` if it is a function."""
         return _at(self.limit, step)
+
+
+def _time(learning_rate: _Rate, momentum: Any = 0.0) -> float | None:
+    """The flow time of a step, if the learning rate doesn't follow a schedule."""
+    return float(learning_rate) / (1 - float(momentum)) if is_number(learning_rate) else None
 
 
 def _at(value: Any, step: Any) -> Any:
