@@ -131,7 +131,8 @@ def compare(
     - `t_max`: the horizon; the descent makes ⌊t_max/η⌋ steps, and the flow ends at η times as many.
     - `optimizer`: an optax transformation, or one of [`gflow.stability`][] whose threshold is known, whose
         step is worth `learning_rate` in time; by default plain gradient descent. With momentum β and
-        learning rate η a step is worth η/(1 − β): on another clock the two would part for that alone.
+        learning rate η a step is worth η/(1 − β): on another clock the two would part for that alone, which
+        is refused where η is a number and no schedule.
     - `solver`, `rtol`, `atol`: of the flow, as for [`gflow.integrate`][].
     - `save_every`: record every so many steps; by default every step, or about 500 records if there are
         more steps.

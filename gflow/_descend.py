@@ -138,7 +138,7 @@ def descent_run(
     rate = None if learning_rate is None else positive("learning_rate", learning_rate, "learning rate", dtype)
     own = optimizer.step_time if isinstance(optimizer, AbstractOptimizer) else None
     if own is not None:
-        if rate is not None and not math.isclose(rate, own, rel_tol=1e-6):  # in single precision
+        if rate is not None and not math.isclose(rate, own, rel_tol=1e-4):  # 1 − β in single precision
             raise ValueError(
                 f"learning_rate must be the time that a step of {type(optimizer).__name__} is worth, "
                 f"{own:.6g} (with momentum, η/(1 − β)), but {learning_rate!r} came; give that, or pass "

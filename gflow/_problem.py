@@ -155,14 +155,13 @@ class Problem(eqx.Module):
     def _check_loss(self) -> None:
         try:
             struct = _shape_of(self.loss, self.model(self.params), self.data)
-        except _Random:
-            raise
         except Exception as error:  # whatever a loss of the user's own raises
             if isinstance(self.loss, losses.AbstractLoss | losses.Log):
                 raise
-            raise ValueError(
+            raise _refused(
+                error,
                 "loss must be a function (model, data) -> scalar, of arrays that have no values yet, but it "
-                f"raised {in_a_line(error)}"
+                f"raised {in_a_line(error)}",
             ) from error
         leaves = jtu.tree_leaves(struct)
         shown = leaves[0] if len(leaves) == 1 else struct
@@ -316,15 +315,14 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
     one = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
     try:
         output = _shape_of(model, one[0])
-    except _Random:
-        raise
     except Exception as error:  # whatever a model of the user's own raises
         shapes = ", ".join(str(leaf.shape) for leaf in jtu.tree_leaves(one[0]))
-        raise ValueError(
+        raise _refused(
+            error,
             f"x must hold examples on each of which the model can be called, but on one of shape {shapes} it "
             f"raised {in_a_line(error)}; bring x into the shape that the model takes for one example, write "
             "the model for one (gflow adds vmap; for many models at once there is ensemble=True), or pass a "
-            "loss of your own that calls it."
+            "loss of your own that calls it.",
         ) from error
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(
@@ -334,10 +332,6 @@ def _shapes(model: Callable, data: PyTree[Array]) -> tuple[jax.ShapeDtypeStruct,
     return output, one[1]
 
 
-class _Random(ValueError):
-    """A model that asks for random numbers."""
-
-
 @eqx.filter_jit  # so that the same model is traced once, however many problems are made of it
 def _called(function, *arguments):
     return function(*arguments)
@@ -345,15 +339,17 @@ def _called(function, *arguments):
 
 def _shape_of(function: Callable, *arguments: PyTree) -> PyTree:
     """Shapes and dtypes of `function(*arguments)`, without evaluating it."""
-    try:
-        return eqx.filter_eval_shape(_called, function, *arguments)
-    except RuntimeError as error:
-        if "requires a key" not in str(error):  # Equinox's words for dropout
-            raise
-        raise _Random(
+    return eqx.filter_eval_shape(_called, function, *arguments)
+
+
+def _refused(error: Exception, sentence: str) -> ValueError:
+    """What to say of an error in a function of the user's own."""
+    if isinstance(error, RuntimeError) and "requires a key" in str(error):  # Equinox's words for dropout
+        sentence = (
             "model must be deterministic, but a layer of it asked for a random key; switch dropout off "
             "with equinox.nn.inference_mode(model)."
-        ) from error
+        )
+    return ValueError(sentence)
 
 
 def _check_chunk_size(chunk_size: int | None) -> int | None:

@@ -111,10 +111,13 @@ class Trajectory(eqx.Module):
     def model_at(self, record: int) -> PyTree:
         """The model at one record, of a run with `save_models=True`; of an ensemble, those of all members.
 
-        **Raises:** `ValueError` if no models were saved, `IndexError` for a record that there isn't.
+        **Raises:** `ValueError` if no models were saved or `record` is no integer, `IndexError` for a record
+        that there isn't.
         """
         if self.models is None:
             raise ValueError("model_at needs save_models=True, given when the run is made.")
+        if isinstance(record, bool) or not isinstance(record, (int, np.integer)):
+            raise ValueError(f"record must be an integer, but {record!r} came; give the number of a record.")
         if not -len(self.s) <= record < len(self.s):
             raise IndexError(f"record must be one of {len(self.s)}, but {record} came.")
         of = (lambda many: many[record]) if self.statuses is None else (lambda many: many[:, record])

@@ -471,9 +471,15 @@ def test_a_model_that_does_not_take_one_example(model, x):
     refuses("x must hold examples .* one example, write the model for one", gflow.Problem, model, (x, x))
 
 
+def multiline(model, data):
+    raise ValueError("\n  the first line.\nthe second")
+
+
 def test_functions_of_the_users_own_that_raise():
     observe = {"first": lambda model, data: 1.0, "second": lambda model: 1.0}
     refuses(r"observe\['second'\] must be .* TypeError", gflow.integrate, MODEL, DATA, 1.0, observe=observe)
+    with pytest.raises(ValueError, match="raised ValueError: the first line$"):
+        gflow.Problem(MODEL, DATA, multiline)
     for loss in (lambda model, x, y: 0.0, lambda model, data: float(jnp.sum(data[0]))):
         refuses(r"loss must be a function \(model, data\).* raised", gflow.Problem, MODEL, DATA, loss)
     refuses("observe names", gflow.integrate, MODEL, DATA, 1.0, observe={"t": lambda model, data: 1.0})
@@ -506,5 +512,10 @@ def test_mini_batches_without_their_size():
 def test_model_at_needs_models():
     path = gflow.descend(MODEL, DATA, 0.1, 3)
     refuses("model_at needs save_models=True", path.model_at, 0)
+    refuses(
+        "record must be an integer, but True",
+        gflow.descend(MODEL, DATA, 0.1, 3, save_models=True).model_at,
+        True,
+    )
     with pytest.raises(IndexError, match="one of 4, but 7 came"):
         gflow.descend(MODEL, DATA, 0.1, 3, save_models=True).model_at(7)

@@ -409,3 +409,31 @@ def test_steps_that_still_grow_are_not_called_stiff():
     model, data = tanh_network()
     traj = gflow.integrate(model, data, 100.0, solver=diffrax.Tsit5(), max_steps=6, throw=False)
     assert traj.status == "max_steps" and "tolerance limits" in traj.reason
+
+
+def test_masks_and_weights_of_the_data_make_no_kink():
+    x, y = jnp.linspace(-1.0, 1.0, 8), jnp.linspace(0.0, 1.0, 8)
+    smooth = [
+        lambda w: jnp.mean((jnp.tanh(w * x) - y) ** 2 * (1 + 3 * (y > 0.5))),
+        lambda w: jnp.mean(jnp.where(x > 0, w * x, 0.0) ** 2),
+        lambda w: jnp.sum(w * jnp.abs(x)) / jnp.maximum(jnp.sum(y), 1.0),
+        lambda w: jnp.mean(jnp.logaddexp(0.0, -w * x)),
+    ]
+    assert not any(has_kinks(function, 1.0) for function in smooth)
+    assert has_kinks(lambda w: jnp.mean(jnp.maximum(w * x, 0.0)), 1.0)
+
+
+def test_steps_grow_back_after_a_refusal_and_are_then_free():
+    control = gflow.solvers.Predictive(rtol=1e-3, atol=1e-6)
+    _, state = control.init(None, 0.0, 1e9, jnp.ones(2), 1.0, None, None, 3)
+    step, steps = jnp.asarray(1.0), []
+    for error in [jnp.inf, *[1e-12] * 14]:
+        ends = jnp.asarray(0.0), step
+        _, start, end, _, state, _ = control.adapt_step_size(
+            *ends, jnp.ones(2), jnp.ones(2), None, error * jnp.ones(2), 3, state
+        )
+        step = end - start
+        steps.append(float(step))
+    assert steps[0] == 0.5 and 0.5 < steps[1] < 0.8
+    slow = [b / a for a, b in zip(steps[1:], steps[2:], strict=False) if a < 1]
+    assert all(1 < ratio < 1.1 for ratio in slow) and steps[-1] > 100  # free from where it was refused

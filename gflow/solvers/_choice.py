@@ -43,9 +43,9 @@ def choose(
     time together.
 
     The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
-    rises many times over. Instead [`gflow.integrate`][] measures along the run what EXPRB42 costs, and how
-    many stages RKC3 would need for equally accurate steps: where Krylov spaces are not small, and enough
-    would be saved to pay for the change, it changes to RKC3, the `rival`. So it does where Tsit5, chosen for
+    rises many times over. Instead [`gflow.integrate`][] watches along the run whether full Krylov spaces
+    limit the steps, as they do where no few eigenvalues stand apart: there it tries RKC3, the `rival`, if
+    enough lies ahead to pay for that. So it does where Tsit5, chosen for
     the size or the tolerance (down to 1e-8), makes steps that stability limits, and seconds of them lie
     ahead; not if the loss has kinks. It changes back where RKC3 became dearer.
 

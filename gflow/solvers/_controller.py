@@ -23,6 +23,7 @@ class _PredictiveState(eqx.Module):
     error: Scalar  # its scaled error
     known: Bool[Array, ""]
     longest: Scalar  # that the next one may be
+    ceiling: Scalar  # the step refused last
     refused: Bool[Array, ""]  # the last attempt
 
 
@@ -81,7 +82,8 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
             dt0 = jnp.where(moving, jnp.minimum(dt0, left), resting)
         zero = jnp.zeros((), dtype)
         no = jnp.asarray(False)
-        return t0 + dt0, _PredictiveState(zero, zero, no, jnp.full_like(zero, jnp.inf), no)
+        endless = jnp.full_like(zero, jnp.inf)
+        return t0 + dt0, _PredictiveState(zero, zero, no, endless, endless, no)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         """Keeps or rejects the step from `t0` to `t1`, and says how long the next one is."""
@@ -112,13 +114,14 @@ class Predictive(dfx.AbstractAdaptiveStepSizeController):
         factor = jnp.clip(self.safety * factor, self.factormin, most)
         refused = ~jnp.isfinite(e)
         factor = jnp.where(refused & ~state.refused, _HALF, factor).astype(step.dtype)
-        longest = state.longest * jnp.where(keep, _GROWTH, 1)
+        longest = state.longest * jnp.where(keep, jnp.where(step < state.ceiling, _GROWTH, jnp.inf), 1)
         longest = jnp.where(refused, _LEFT * step, longest).astype(state.longest.dtype)
         after = _PredictiveState(
             step=jnp.where(keep, step, state.step).astype(state.step.dtype),
             error=jnp.where(keep, bounded, state.error).astype(state.error.dtype),
             known=state.known | keep,
             longest=longest,
+            ceiling=jnp.where(refused, step, state.ceiling).astype(state.ceiling.dtype),
             refused=refused,
         )
         start = jnp.where(keep, t1, t0)

@@ -23,17 +23,24 @@ def has_kinks(function: Callable[[PyTree], Any], at: PyTree) -> bool:
 
     A choice is a `where`, or a product with the comparison as a number. A smooth function that is put
     together with their help, such as an ELU, is taken for one with kinks. Those of a maximum along an axis,
-    of a sort and of a branch are not found.
+    of a sort, of a branch and of gates with more detours are not found. What doesn't depend on `at`, such as
+    masks of data, makes no kink.
     """
-    return _kinked(jax.make_jaxpr(function)(at).jaxpr, frozenset())
+    program = jax.make_jaxpr(function)(at).jaxpr
+    return _kinked(program, frozenset(range(len(program.invars))), frozenset())
 
 
-def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
-    """`compared` are the positions of arguments that result from comparing floats."""
+def _kinked(program: core.Jaxpr, moving: frozenset[int], compared: frozenset[int]) -> bool:
+    """Positions of arguments that depend on those of the function, and that result from comparing floats."""
     choosers, positive = {program.invars[i] for i in compared}, set()
+    depending = {program.invars[i] for i in moving}
     for equation in program.eqns:
         name = equation.primitive.name
         inputs = equation.invars
+        moved = frozenset(i for i, variable in enumerate(inputs) if _is_in(variable, depending))
+        if not moved:  # masks and weights of the data
+            continue
+        depending |= set(equation.outvars)
         if name in _COMPARISONS and _is_float(inputs[0]):
             choosers |= set(equation.outvars)
         elif name == "select_n" and _is_float(equation.outvars[0]) and _is_in(inputs[0], choosers):
@@ -47,19 +54,29 @@ def _kinked(program: core.Jaxpr, compared: frozenset[int]) -> bool:
             harmless = into_log or any(map(_is_bottom, inputs)) or any(_is_in(v, positive) for v in inputs)
             if not harmless:
                 return True
-        elif str(equation.params.get("name")) in _VARIANCES:
+        elif _called(equation) in _VARIANCES:
             positive |= set(equation.outvars)
-        elif str(equation.params.get("name")) not in _SMOOTH:
+        elif _called(equation) not in _SMOOTH:
             passed = frozenset(i for i, variable in enumerate(inputs) if _is_in(variable, choosers))
             for inner in map(_program, jax.tree.leaves(list(equation.params.values()))):
                 # loops and branches order their arguments in their own way
                 same = inner is not None and len(inner.invars) == len(inputs)
-                if inner is not None and _kinked(inner, passed if same else frozenset()):
-                    return True
+                if inner is not None:
+                    all_of_them = frozenset(range(len(inner.invars)))
+                    if _kinked(inner, *((moved, passed) if same else (all_of_them, frozenset()))):
+                        return True
             # a comparison that is only broadcast, negated or made a number still chooses
             if passed and (name in _SHAPING or not _is_float(equation.outvars[0])):
                 choosers |= set(equation.outvars)
     return False
+
+
+def _called(equation: Any) -> str:
+    """The name of the function that an equation calls."""
+    if "name" in equation.params:
+        return str(equation.params["name"])
+    program = _program(equation.params.get("call_jaxpr"))  # of a function with a derivative of its own
+    return "" if program is None else str(program.debug_info.func_src_info).partition(" ")[0]
 
 
 def _users(program: core.Jaxpr, variable: Any) -> list[str]:
