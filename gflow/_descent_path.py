@@ -213,11 +213,11 @@ class DescentPath(AbstractPath):
             updates, optimizer_state = update(now.gradient, now.optimizer_state, now.params, **offered)
         return optax.apply_updates(now.params, updates), optimizer_state
 
-    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+    def _transformation(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, AbstractOptimizer):
             # built here, so that another η is another number and not another program
-            return optax.with_extra_args_support(self.optimizer.transformation())
-        return optax.with_extra_args_support(self.optimizer)
+            return self.optimizer.transformation()
+        return self.optimizer
 
     def _shuffle(self, step: Int[Array, ""]) -> Int[Array, " examples"]:
         return jax.random.permutation(jax.random.fold_in(self.key, step), self.problem.examples)

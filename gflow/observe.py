@@ -81,13 +81,7 @@ class Function(AbstractObservable):
 
     def read(self, problem, params, state):
         """{label: function(model, data)}."""
-        try:
-            value = self.function(problem.model(params), problem.data)
-        except Exception as error:  # whatever a function of the user's own raises
-            raise ValueError(
-                f"observe[{self.label!r}] must be a function (model, data) -> array, in jax.numpy, but it "
-                f"raised {in_a_line(error)}"
-            ) from error
+        value = _value(self, problem, params)
         if not eqx.is_array_like(value):
             raise ValueError(
                 f"observe[{self.label!r}] must return one array, but returned {type(value).__name__}; give "
@@ -325,11 +319,11 @@ class Conserved(AbstractObservable):
 
     def init(self, problem, params):
         """c(θ(0))."""
-        return self.function(problem.model(params), problem.data)
+        return _value(self, problem, params)
 
     def read(self, problem, params, state):
         """{label: ‖c(θ) − c(θ(0))‖}."""
-        drift = _tree.norm(_tree.subtract(self.function(problem.model(params), problem.data), state))
+        drift = _tree.norm(_tree.subtract(_value(self, problem, params), state))
         doubt = "drifted beyond its limit, though the flow conserves it; use a smaller rtol and atol"
         return Reading({self.label: drift}, state, jnp.array(0), drift <= self.limit, doubt)
 
@@ -359,14 +353,25 @@ class ConservedSign(AbstractObservable):
 
     def init(self, problem, params):
         """The sign of c(θ(0))."""
-        return jnp.sign(self.function(problem.model(params), problem.data))
+        return jnp.sign(_value(self, problem, params))
 
     def read(self, problem, params, state):
         """{label: c(θ)}."""
-        value = self.function(problem.model(params), problem.data)
+        value = _value(self, problem, params)
         kept = jnp.all(state * value > self.limit)
         doubt = "lost its sign, or came so close to 0 that rounding may flip it, though the flow conserves it"
         return Reading({self.label: value}, state, jnp.array(0), kept, doubt)
+
+
+def _value(item: "Function | Conserved | ConservedSign", problem: Problem, params: PyTree[Array]) -> Any:
+    """The function of an observable at `params`, or one sentence on what it raised."""
+    try:
+        return item.function(problem.model(params), problem.data)
+    except Exception as error:  # whatever a function of the user's own raises
+        raise ValueError(
+            f"observe[{item.label!r}] must be a function (model, data) -> array, in jax.numpy, but it raised "
+            f"{in_a_line(error)}"
+        ) from error
 
 
 def as_observables(

@@ -4,6 +4,9 @@ import abc
 from typing import Any
 
 import diffrax as dfx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree
 
 
 class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
@@ -31,3 +34,19 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
 
         `before` is the state that the rejected `step` was given, `attempted` the one that it returned.
         """
+
+
+def refusal(refused: Bool[Array, ""]) -> dfx.RESULTS:
+    """The result of a step: a refused one fails where the step size controller can't shorten it."""
+    results = dfx.RESULTS
+    return results.where(refused, results.dt_min_reached, results.successful)
+
+
+def check_real(y: PyTree, name: str) -> None:
+    """Raises `ValueError` unless all leaves are real."""
+    dtypes = [str(dtype) for dtype in map(jnp.result_type, jtu.tree_leaves(y)) if dtype.kind == "c"]
+    if dtypes:
+        raise ValueError(
+            f"y0 must be real for {name}, but holds {dtypes[0]}; split it into real and imaginary parts, or "
+            "use RKC2."
+        )

@@ -45,9 +45,9 @@ def choose(
     The stiffness does not decide, because it is not known at the start: out of a saddle the sharpness
     rises many times over. Instead [`gflow.integrate`][] watches along the run whether full Krylov spaces
     limit the steps, as they do where no few eigenvalues stand apart: there it tries RKC3, the `rival`, if
-    enough lies ahead to pay for that. So it does where Tsit5, chosen for
-    the size or the tolerance (down to 1e-8), makes steps that stability limits, and seconds of them lie
-    ahead; not if the loss has kinks. It changes back where RKC3 became dearer.
+    enough lies ahead to pay for that. It changes to RKC3 where Tsit5, chosen for the size or the
+    tolerance (down to 1e-8), makes steps that stability limits, and seconds of them lie ahead; not if the
+    loss has kinks. It changes back where RKC3 became dearer.
 
     In a `clock` other than plain time, and for [`gflow.losses.Log`][], whose flow is in log-loss time as it
     is, the horizon is many thousand times the fastest time scale: there it is

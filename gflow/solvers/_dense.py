@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
 from . import _linalg as la
-from ._abstract import AbstractFlowSolver
+from ._abstract import AbstractFlowSolver, check_real
 from ._linalg import Vector
 from ._phi import general_phi, matrix_phis
 from ._quintic import WITHIN, QuinticInterpolation, with_bend
@@ -81,7 +81,7 @@ class EXPRB43(AbstractFlowSolver):
     def init(self, terms, t0, t1, y0, args) -> DenseState:
         """The state before the first step: one evaluation."""
         del t1
-        la.real(y0, "EXPRB43")
+        check_real(y0, "EXPRB43")
         count = jnp.zeros((), jnp.int32)
         return DenseState(la.field(terms.vf, t0, y0, args), count + 1, count)
 

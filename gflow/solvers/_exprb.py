@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from gflow import _tree
 
 from . import _linalg as la
-from ._abstract import AbstractFlowSolver
+from ._abstract import AbstractFlowSolver, check_real, refusal
 from ._linalg import Scalar, Vector
 from ._phi import matrix_phis, phi
 from ._quintic import WITHIN, QuinticInterpolation, with_bend
@@ -396,7 +396,7 @@ class EXPRB42(AbstractFlowSolver):
     def init(self, terms, t0, t1, y0, args) -> EXPRBState:
         """The state before the first step: one evaluation."""
         del t1
-        la.real(y0, "EXPRB42")
+        check_real(y0, "EXPRB42")
         count = jnp.zeros((), jnp.int32)
         return self.begun(y0, la.field(terms.vf, t0, y0, args), count + 1)
 
@@ -444,7 +444,7 @@ class EXPRB42(AbstractFlowSolver):
             kept=jnp.zeros_like(state.kept),
         )
         dense_info = dict(y0=y0, y1=y1, within=k.within)
-        return y1, error, dense_info, after, la.refusal(refused)
+        return y1, error, dense_info, after, refusal(refused)
 
     def rejected(self, before: EXPRBState, attempted: EXPRBState) -> EXPRBState:
         """State from which to retry a step: what the attempt cost is kept, and its first vectors.

@@ -59,12 +59,13 @@ def _kinked(program: core.Jaxpr, moving: frozenset[int], compared: frozenset[int
         elif _called(equation) not in _SMOOTH:
             passed = frozenset(i for i, variable in enumerate(inputs) if _is_in(variable, choosers))
             for inner in map(_program, jax.tree.leaves(list(equation.params.values()))):
-                # loops and branches order their arguments in their own way
-                same = inner is not None and len(inner.invars) == len(inputs)
-                if inner is not None:
-                    all_of_them = frozenset(range(len(inner.invars)))
-                    if _kinked(inner, *((moved, passed) if same else (all_of_them, frozenset()))):
-                        return True
+                if inner is None:
+                    continue
+                known = moved, passed
+                if len(inner.invars) != len(inputs):  # loops and branches order them in their own way
+                    known = frozenset(range(len(inner.invars))), frozenset()
+                if _kinked(inner, *known):
+                    return True
             # a comparison that is only broadcast, negated or made a number still chooses
             if passed and (name in _SHAPING or not _is_float(equation.outvars[0])):
                 choosers |= set(equation.outvars)

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -72,22 +71,6 @@ def stop_gradient(x: PyTree) -> PyTree:
 def as_time(t):
     """`t` as an array; a Python number gets the default floating dtype."""
     return jnp.asarray(t, getattr(t, "dtype", jnp.result_type(float)))
-
-
-def refusal(refused: Array) -> dfx.RESULTS:
-    """The result of a step: a refused one fails where the step size controller can't shorten it."""
-    results = dfx.RESULTS
-    return results.where(refused, results.dt_min_reached, results.successful)
-
-
-def real(y: Vector, name: str) -> None:
-    """Raises `ValueError` unless all leaves are real."""
-    dtypes = [str(dtype) for dtype in map(jnp.result_type, jtu.tree_leaves(y)) if dtype.kind == "c"]
-    if dtypes:
-        raise ValueError(
-            f"y0 must be real for {name}, but holds {dtypes[0]}; split it into real and imaginary parts, or "
-            "use RKC2."
-        )
 
 
 def noise(y: Vector) -> Vector:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from . import _linalg as la
 from . import _radius as radii
-from ._abstract import AbstractFlowSolver
+from ._abstract import AbstractFlowSolver, refusal
 from ._bend import Bend, extrapolated, grown
 from ._linalg import Scalar, Vector
 from ._radius import Radius
@@ -109,7 +109,7 @@ class _AbstractRKC(AbstractFlowSolver):
             radius_gradients=state.radius_gradients + sweep.probes,
         )
         dense_info = dict(y0=y0, y1=y1, k0=la.scale(h, sweep.f0), k1=la.scale(h, sweep.field))
-        return y1, error, dense_info, after, la.refusal(sweep.failed)
+        return y1, error, dense_info, after, refusal(sweep.failed)
 
     def rejected(self, before: RKCState, attempted: RKCState) -> RKCState:
         """State from which to retry a step: what the attempt cost and learnt is kept.

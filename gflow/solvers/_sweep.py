@@ -91,10 +91,8 @@ def sweep_loop(operands, *, max_stages: int, every: int, kind) -> Sweep:
         usable = (moved > guard) & jnp.isfinite(changed)
         ratio = jnp.where(usable & ~renew, changed / jnp.where(usable, moved, 1), 0)
         direction = radii.unit_or(change, changed, sweep.radius.direction)
-        probed = sweep.radius.probed(time, ratio, direction)
-        probed = la.select(
-            usable, probed, sweep.radius.unprobed()
-        )  # a probe may leave the domain of the field
+        # a probe may leave the domain of the field
+        probed = la.select(usable, sweep.radius.probed(time, ratio, direction), sweep.radius.unprobed())
         better = ~probing & (ratio > sweep.ratio)
         best = la.select(better, direction, sweep.best)
         top = jnp.where(better, ratio, sweep.ratio)
